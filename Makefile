@@ -1,0 +1,89 @@
+# What one does with this repository. `make` alone lists it.
+
+PYTHON ?= python3
+# Snakemake's jobs run this many at a time, and so do the tests.
+CORES ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
+
+BIN := .venv/bin
+# Made when the environment is what the lock file named in it says.
+STAMP := .venv/.metacanary-setup
+LOCK ?= $(or $(file <$(STAMP)),requirements.txt)
+PYPI := https://pypi.org/simple
+
+SNAKEMAKE := $(BIN)/python -m snakemake
+DEMO := config/digits.yaml
+DEMO_RESULTS := results/digits
+CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-cuda lock demo report test test-all check check-python check-workflow format clean
+
+help:  ## list the targets
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv with exactly the locked packages
+
+setup-cuda:  ## the same with CUDA 13; the other targets keep it
+	@grep -qsx requirements-cuda.txt $(STAMP) || rm -f $(STAMP)
+	@$(MAKE) --no-print-directory setup LOCK=requirements-cuda.txt
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "metacanary needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Name another one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# pip installs only uv, from the hashes in the lock file; uv then takes seconds for what takes pip minutes, and asks
+# the same index. The bytecode is compiled now, whatever PYTHONDONTWRITEBYTECODE says: the first import is slow.
+$(STAMP): $(LOCK) | $(BIN)/python
+	awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' $(LOCK) > .venv/uv.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo $(PYPI)); \
+	env -u PYTHONDONTWRITEBYTECODE UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}" \
+	  $(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode $(LOCK)
+	@echo $(LOCK) > $@
+
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --custom-compile-command "make lock" --extra dev
+
+lock: | $(BIN)/uv  ## write both lock files anew after a change of pyproject.toml
+	$(COMPILE) pyproject.toml -o requirements.txt
+	$(COMPILE) --extra cuda -c requirements.txt pyproject.toml -o requirements-cuda.txt
+
+$(BIN)/uv:
+	@$(MAKE) --no-print-directory setup
+
+demo: setup  ## the whole pipeline on handwritten digits, then its tables
+	$(SNAKEMAKE) --cores $(CORES) --configfile $(DEMO)
+	@$(BIN)/python -m metacanary.tables $(DEMO_RESULTS)
+
+report: setup  ## the demo's results, code and statistics in one HTML file
+	$(SNAKEMAKE) --cores 1 --configfile $(DEMO) --report $(DEMO_RESULTS)/report.html
+
+test: setup  ## the tests that need neither a GPU nor many minutes
+	$(BIN)/python -m pytest -n $(CORES)
+
+test-all: setup  ## all tests that this machine can run
+	$(BIN)/python -m pytest -n $(CORES) -m "slow or not slow"
+
+check: check-python check-workflow  ## format, lint, types, workflow, config files, lock files
+
+check-python: setup  ## what of it concerns the package and its tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q tests/test_project.py
+
+check-workflow: setup  ## what of it concerns the workflow
+	$(BIN)/python -m snakefmt --check Snakefile workflow
+	set -e; for config in $(CONFIGS); do $(SNAKEMAKE) --lint --configfile $$config; done
+	$(BIN)/python -m pytest -q tests/test_config.py
+
+format: setup  ## format the Python and Snakemake files
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(BIN)/python -m snakefmt Snakefile workflow
+
+clean:  ## delete the demo's results and all caches, not .venv, the data or other results
+	rm -rf $(DEMO_RESULTS) .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
