@@ -1,0 +1,225 @@
+"""Accounting: closed forms, other libraries, known tables, order of accountants, calibration."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+import dp_accounting
+import numpy as np
+import pytest
+from scipy import stats
+
+from metacanary.accounting import epsilon, gaussian_epsilon, gaussian_mu, noise_multiplier
+
+DIGITS = {"sampling_prob": 0.2, "num_steps": 200, "delta": 1e-5}
+CIFAR = {"sampling_prob": 4096 / 49_500, "delta": 1e-5}
+VECTORS = Path(__file__).parents[2] / "shared" / "vectors" / "audit_vectors.json"
+
+# sigma for batch 4096 of 49,500 and delta 1e-5, by dp-accounting 0.6.0. 2,500 updates: arXiv 2210.03403; 850: sigma
+# 1.75 has epsilon 7.86 by RDP.
+SIGMAS = {
+    (2500, "pld"): {8: 2.600, 6: 3.260, 4: 4.555, 2: 8.309, 1: 15.48},
+    (2500, "rdp"): {8: 2.757, 6: 3.470, 4: 4.873, 2: 8.955, 1: 16.79},
+    (850, "pld"): {8: 1.636, 6: 2.009, 4: 2.747, 2: 4.912, 1: 9.080},
+    (850, "rdp"): {8: 1.730, 6: 2.132, 4: 2.935, 2: 5.293, 1: 9.849},
+}
+
+
+def vectors(method):
+    """Inputs of the shared vectors, or one skipped case where they are absent."""
+    if not VECTORS.exists():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"{VECTORS} is absent"))]
+    cases = json.loads(VECTORS.read_text())["vectors"]
+    return [pytest.param(case, id=case["name"]) for case in cases if case["method"] == method]
+
+
+def mechanism(inputs):
+    return {
+        "sampling_prob": inputs["batch_size"] / inputs["num_samples"],
+        "num_steps": inputs["steps"],
+        "delta": inputs["delta"],
+    }
+
+
+def check_sigma(num_steps, accountant, target):
+    sigma = noise_multiplier(epsilon=target, num_steps=num_steps, accountant=accountant, **CIFAR)
+    assert sigma == pytest.approx(SIGMAS[num_steps, accountant][target], rel=1e-3)
+
+
+@pytest.mark.parametrize("case", vectors("gaussian_mechanism_eps"))
+def test_gaussian_epsilon_matches_vectors(case):
+    assert abs(gaussian_epsilon(**case["inputs"]) - case["expected"]) <= case["tolerance"]
+
+
+@pytest.mark.parametrize("case", vectors("dpsgd_poisson_pld_eps"))
+def test_epsilon_matches_vectors(case):
+    value = epsilon(noise_multiplier=case["inputs"]["noise_multiplier"], **mechanism(case["inputs"]))
+    assert abs(value - case["expected"]) <= case["tolerance"]
+
+
+@pytest.mark.parametrize("case", vectors("dpsgd_poisson_pld_sigma"))
+def test_noise_multiplier_matches_vectors(case):
+    value = noise_multiplier(epsilon=case["inputs"]["target_epsilon"], **mechanism(case["inputs"]))
+    assert abs(value - case["expected"]) <= case["tolerance"]
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.1])
+@pytest.mark.parametrize("mu", [0.01, 0.5, 1.0, 3.0])
+def test_gaussian_epsilon_solves_the_definition(mu, delta):
+    """delta(eps) as printed; for mu = 0.01 both terms cancel to 1e-16 / delta."""
+    value = gaussian_epsilon(mu, delta)
+    phi = stats.norm.cdf
+    spent = phi(-value / mu + mu / 2) - math.exp(value) * phi(-value / mu - mu / 2)
+    assert spent == pytest.approx(delta, rel=1e-6) or (value == 0 and spent < delta)
+
+
+@pytest.mark.parametrize("mu", [1e-3, 0.3, 5.0, 50.0, 1e4])
+def test_gaussian_epsilon_equals_dp_accounting_however_large(mu):
+    expected = dp_accounting.get_epsilon_gaussian(1 / mu, 1e-5)
+    assert gaussian_epsilon(mu, 1e-5) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 1.0, 8.0, 500.0])
+def test_gaussian_mu_inverts_gaussian_epsilon(value):
+    assert gaussian_epsilon(gaussian_mu(value, 1e-5), 1e-5) == pytest.approx(value, rel=1e-8, abs=1e-9)
+
+
+def test_gaussian_epsilon_is_zero_where_delta_covers_it():
+    total_variation = 2 * stats.norm.cdf(0.25) - 1
+    assert gaussian_epsilon(0.5, total_variation * 1.001) == 0.0
+    assert gaussian_epsilon(0.5, total_variation * 0.999) > 0.0
+    assert gaussian_epsilon(0.0, 1e-5) == 0.0
+
+
+@pytest.mark.parametrize(("adjacency", "sensitivity"), [("add_remove", 1), ("replace_one", 2)])
+def test_epsilon_without_sampling_is_gaussian(adjacency, sensitivity):
+    """q = 1: T steps are mu = sensitivity sqrt(T) / sigma; PLD rounds up, by less than 1e-4."""
+    value = epsilon(noise_multiplier=5.0, sampling_prob=1, num_steps=16, delta=1e-5, adjacency=adjacency)
+    exact = gaussian_epsilon(sensitivity * 4 / 5, 1e-5)
+    assert exact <= value <= exact + 1e-4
+
+
+def test_epsilon_by_rdp_exceeds_pld_by_the_known_gap():
+    """De et al. 2022 (arXiv 2204.13650): batch 4096 of 50,000; (sigma, T) -> (RDP, PLD)."""
+    table = {(10, 875): (0.99, 0.90), (5, 1593): (2.98, 2.75), (3, 2468): (7.05, 6.53)}
+    for (sigma, steps), (by_rdp, by_pld) in table.items():
+        options = {
+            "noise_multiplier": sigma,
+            "sampling_prob": 4096 / 50_000,
+            "num_steps": steps,
+            "delta": 1e-5,
+        }
+        assert epsilon(**options, accountant="rdp") == pytest.approx(by_rdp, abs=6e-3)
+        assert epsilon(**options) == pytest.approx(by_pld, abs=6e-3)
+
+
+def test_epsilon_under_replace_one_is_between_one_and_two_groups():
+    """Replacing is removing and adding: more than add/remove, at most its group bound for two."""
+    one = epsilon(noise_multiplier=4.0, **DIGITS)
+    two = epsilon(noise_multiplier=4.0, adjacency="replace_one", **DIGITS)
+    small_delta = DIGITS | {"delta": 1e-5 / (1 + math.exp(one * 1.2))}
+    assert 1.5 * one < two < 2 * epsilon(noise_multiplier=4.0, **small_delta)
+    assert two == pytest.approx(6.539, abs=1e-2)
+
+
+def test_epsilon_is_monotone():
+    def by(**change):
+        return epsilon(**({"noise_multiplier": 3.0, **DIGITS} | change))
+
+    assert by(noise_multiplier=2.8) > by() > by(noise_multiplier=4.0)
+    assert by(sampling_prob=0.22) > by() > by(sampling_prob=0.1)
+    assert by(num_steps=220) > by() > by(num_steps=100)
+    assert by(delta=1e-7) > by() > by(delta=1e-3)
+
+
+def test_epsilon_is_stable_where_it_is_large():
+    values = [epsilon(noise_multiplier=sigma, **DIGITS) for sigma in (1.0, 0.6)]
+    assert np.allclose(values, [21.541, 58.963], rtol=1e-4)  # dp-accounting 0.6.0
+    assert epsilon(noise_multiplier=0.0, **DIGITS) == math.inf
+
+
+def test_epsilon_leaves_logging_as_it_was(caplog):
+    logger = logging.getLogger("absl")
+    level = logger.level
+    epsilon(noise_multiplier=1.01, accountant="rdp", **DIGITS)
+    assert not caplog.records
+    assert logger.level == level
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+@pytest.mark.parametrize("target", [0.1, 1.0, 8.0, 20.0])
+def test_noise_multiplier_spends_the_target_and_no_more(accountant, target):
+    sigma = noise_multiplier(epsilon=target, accountant=accountant, **DIGITS)
+    spent = epsilon(noise_multiplier=sigma, accountant=accountant, **DIGITS)
+    assert target - 1e-3 <= spent <= target
+
+
+@pytest.mark.parametrize("sampling_prob", [1e-3, 1.0])
+def test_noise_multiplier_spends_the_target_at_extreme_sampling(sampling_prob):
+    options = {"sampling_prob": sampling_prob, "num_steps": 50, "delta": 1e-6}
+    sigma = noise_multiplier(epsilon=2.0, **options)
+    assert 2.0 - 1e-3 <= epsilon(noise_multiplier=sigma, **options) <= 2.0
+
+
+def test_noise_multiplier_under_replace_one_is_larger():
+    sigma = noise_multiplier(epsilon=8.0, adjacency="replace_one", **DIGITS)
+    assert sigma > 1.5 * noise_multiplier(epsilon=8.0, **DIGITS)
+    spent = epsilon(noise_multiplier=sigma, adjacency="replace_one", **DIGITS)
+    assert 8.0 - 1e-3 <= spent <= 8.0
+
+
+def test_noise_multiplier_of_infinite_epsilon_is_zero():
+    assert noise_multiplier(epsilon=math.inf, **DIGITS) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "accountant", "target"),
+    [(2500, "pld", 8), (2500, "rdp", 1), (850, "pld", 2), (850, "rdp", 8)],
+)
+def test_noise_multiplier_matches_known_sigmas(num_steps, accountant, target):
+    check_sigma(num_steps, accountant, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_steps", "accountant"), SIGMAS)
+def test_noise_multiplier_matches_all_known_sigmas(num_steps, accountant):
+    for target in SIGMAS[num_steps, accountant]:
+        check_sigma(num_steps, accountant, target)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling_prob": 0.0}, r"sampling_prob is 0.0, expected a number in \(0, 1\]"),
+        ({"sampling_prob": 1.1}, r"sampling_prob is 1\.1"),
+        ({"num_steps": 0}, "num_steps is 0, expected an integer >= 1"),
+        ({"num_steps": 2.5}, r"num_steps is 2\.5, expected an integer >= 1"),
+        ({"delta": 0.0}, r"delta is 0.0, expected a number in \(0, 1\)"),
+        ({"delta": 1.0}, r"delta is 1\.0"),
+        ({"accountant": "prv"}, "accountant is 'prv', expected one of"),
+        ({"adjacency": "swap"}, "adjacency is 'swap', expected one of"),
+        ({"adjacency": "replace_one", "accountant": "rdp"}, "accountant is 'rdp', expected 'pld'"),
+    ],
+)
+def test_accounting_rejects_bad_mechanisms(change, message):
+    with pytest.raises(ValueError, match=message):
+        epsilon(**({"noise_multiplier": 1.0, **DIGITS} | change))
+    with pytest.raises(ValueError, match=message):
+        noise_multiplier(**({"epsilon": 1.0, **DIGITS} | change))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_noise_multiplier_rejects_bad_targets(value):
+    with pytest.raises(ValueError, match="epsilon is"):
+        noise_multiplier(epsilon=value, **DIGITS)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_epsilon_rejects_bad_noise(value):
+    with pytest.raises(ValueError, match="noise_multiplier is"):
+        epsilon(noise_multiplier=value, **DIGITS)
+    with pytest.raises(ValueError, match="mu is"):
+        gaussian_epsilon(value, 1e-5)
+    with pytest.raises(ValueError, match="epsilon is"):
+        gaussian_mu(value, 1e-5)
