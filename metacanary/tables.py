@@ -1,0 +1,462 @@
+"""Tables 1 and 2: what the audits say at the last step, over runs.
+
+`python -m metacanary.tables RESULTS_DIR` prints the tables of a finished workflow.
+"""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import scipy.stats
+
+from metacanary import store
+
+COLUMNS = (
+    *("dataset", "canary", "training", "epsilon", "accountant", "epsilon_accounted", "epsilon_accounted_rdp"),
+    *(
+        "game",
+        "step",
+        "run",
+        "score",
+        "auditor",
+        "protocol",
+        "assumption",
+        "adjacency",
+        "epsilon_lower",
+        "ceiling",
+    ),
+    *("num_canaries", "num_guesses", "num_correct", "auroc", "test_accuracy"),
+)
+SETTING = ["dataset", "training", "epsilon"]
+CELL = [*SETTING, "canary"]
+KINDS = ("random", "mislabeled", "metagradient")  # shown in this order, before all others
+CONFIDENCE = 0.95  # of the t intervals over runs; the audits have a significance of their own
+POOLED = "pooled"
+PAPER = "paper"
+NO_VALUE = "—"
+PAPER_COLUMN = "epsilon_mean_paper_not_a_bound"
+
+AUDITORS = {
+    "steinke": "Steinke et al. 2023",
+    "fdp_gaussian": "f-DP, Gaussian family (Mahloujifar et al. 2024)",
+}
+_TITLES = {"steinke": "Table 1", "fdp_gaussian": "Table 2"}
+_DESCRIPTORS = ["step", "num_canaries", "game", "adjacency", "assumption", "accountant"]
+# A column of the printed table when it differs between rows, a word of its note when it does not.
+_NOTED = {
+    "dataset": "dataset",
+    "step": "step",
+    "num_canaries": "canaries",
+    "game": "game",
+    "adjacency": "adjacency",
+    "assumption": "assumption",
+    "accountant": "accountant",
+}
+_LEGEND = (
+    "ε is the mean over runs of each run's lower bound, ± half of its 95% t interval over runs (none for "
+    "one run); pooled is the lower bound from the coins of all runs at once; the ceiling is what a perfect "
+    "attack would give. The paper protocol chooses the number of guesses on the scores it then counts: not "
+    f"a bound. {NO_VALUE}: no value."
+)
+
+
+def canary_order(kinds: Iterable[str]) -> list[str]:
+    """Sorts canary kinds as they are shown: random, mislabeled, metagradient, then the others by name."""
+    rank = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(set(kinds), key=lambda kind: (rank.get(kind, len(rank)), kind))
+
+
+def select(frame: pd.DataFrame, **wanted: Any) -> pd.DataFrame:
+    """Takes the rows of summary/epsilon.csv that have the wanted values.
+
+    Args:
+      frame: The tidy table, with all of `COLUMNS`.
+      **wanted: A value per column; a column whose wanted value is None is left alone. The target epsilon may
+        be given as a number or as text ("inf").
+
+    Returns:
+      The rows, with `run` as text and `epsilon` as a float.
+
+    Raises:
+      ValueError: If columns are missing, if no row has a wanted value, or if an epsilon_lower is missing.
+    """
+    missing = [name for name in COLUMNS if name not in frame.columns]
+    if missing:
+        raise ValueError(f"frame lacks the columns {missing}, expected all of summary/epsilon.csv")
+    rows = frame.assign(run=frame["run"].astype(str), epsilon=frame["epsilon"].astype(float))
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        found = rows[rows[name] == (float(value) if name == "epsilon" else value)]
+        if found.empty:
+            raise ValueError(
+                f"{name}={value!r} is not in frame, expected one of {sorted(rows[name].unique().tolist())}"
+            )
+        rows = found
+    if rows["epsilon_lower"].isna().any():
+        raise ValueError("frame has rows without epsilon_lower, expected a bound in every row")
+    return rows
+
+
+def one_per_run(rows: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raises ValueError if a run has several rows, which would count it twice."""
+    double = rows[rows.duplicated([*keys, "run"])]
+    if len(double):
+        example = double.iloc[0][[*keys, "run"]].to_dict()
+        raise ValueError(f"frame has several rows for {example}, expected one per run")
+
+
+def over_runs(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFrame:
+    """Averages a column over runs.
+
+    Args:
+      rows: One row per run and combination of keys.
+      keys: What to keep apart.
+      column: What to average.
+
+    Returns:
+      By keys: mean, and low and high, the 95% interval mean ± t(0.975, n-1) s / sqrt(n) over the n runs, NaN
+      for n=1. It is not cut off at zero.
+    """
+    groups = rows.groupby(list(keys), sort=False)[column]
+    mean = groups.mean()
+    half = groups.sem() * scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, groups.count() - 1)
+    return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
+
+
+def summarise(frame: pd.DataFrame, *, auditor: str, protocol: str, score: str) -> pd.DataFrame:
+    """Summarises the audits of the last step of every cell over its runs.
+
+    Args:
+      frame: summary/epsilon.csv.
+      auditor: "steinke" or "fdp_gaussian".
+      protocol: "fixed", "corrected" or "paper".
+      score: The membership score.
+
+    Returns:
+      One row per dataset, training, target epsilon and canary kind: num_runs; epsilon_mean, epsilon_low,
+      epsilon_high, epsilon_median over runs; epsilon_pooled; ceiling, ceiling_pooled; epsilon_accounted,
+      epsilon_accounted_rdp; auroc_mean, auroc_low, auroc_high; test_accuracy; step, num_canaries, game,
+      adjacency, assumption, accountant; auditor, protocol, score. docs/output.md says what each means.
+
+    Raises:
+      ValueError: If columns, or rows of the auditor, protocol or score, are missing, or if a run has several
+        rows.
+
+    Guarantees:
+      Every canary kind of the frame has a row in every setting of the frame; one without runs has num_runs 0
+      and no values. Settings stand in the order of the frame, the larger epsilon first; kinds as in
+      `canary_order`.
+    """
+    rows = select(frame, auditor=auditor, protocol=protocol, score=score)
+    rows = rows[rows["step"] == rows.groupby(CELL)["step"].transform("max")]
+    one_per_run(rows, CELL)
+    pooled = rows["run"] == POOLED
+    summary = _runs(rows[~pooled]).join(_pooled(rows[pooled]), how="outer")
+    summary = summary.reindex(_cells(frame)).reset_index()
+    summary["num_runs"] = summary["num_runs"].fillna(0).astype(int)
+    return summary.assign(auditor=auditor, protocol=protocol, score=score)
+
+
+def table1(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "negative_loss") -> pd.DataFrame:
+    """Makes Table 1, the bounds of the auditor of Steinke et al.
+
+    Args:
+      frame: summary/epsilon.csv.
+      protocol: A valid protocol, "fixed" or "corrected".
+      score: The membership score.
+
+    Returns:
+      `summarise` for this protocol, and beside it the mean of the paper protocol as
+      epsilon_mean_paper_not_a_bound (NaN where there is none).
+
+    Raises:
+      ValueError: As `summarise`, and for the protocol "paper".
+
+    References:
+      Steinke, Nasr, Jagielski 2023, arXiv 2305.08846.
+    """
+    return _beside_paper(frame, "steinke", protocol, score)
+
+
+def table2(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "negative_loss") -> pd.DataFrame:
+    """Makes Table 2, the same as `table1` with the f-DP auditor, which assumes a Gaussian trade-off curve.
+
+    References:
+      Mahloujifar, Melis, Chaudhuri 2024, arXiv 2410.22235.
+    """
+    return _beside_paper(frame, "fdp_gaussian", protocol, score)
+
+
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """Turns a table into the text of its cells, under the headers that people read.
+
+    Args:
+      table: From `table1` or `table2`, or read back from its CSV.
+
+    Returns:
+      Text cells. A header may hold one line break. Missing values are a dash.
+    """
+    table = _without_idle_accountant(table)
+    names = ["training", *(name for name in _NOTED if _varies(table, name))]
+    cells = {_NOTED.get(name, name): [_text(value) for value in table[name]] for name in names}
+    cells |= {"target\nε": [_text(value) for value in table["epsilon"]], "canary": list(table["canary"])}
+    cells |= {"runs": [str(count) for count in table["num_runs"]]}
+    cells |= {"ε\nmean": _plus_minus(table, "epsilon", 2), "ε\nmedian": _fixed(table["epsilon_median"], 2)}
+    cells |= {"ε\npooled": _fixed(table["epsilon_pooled"], 2)}
+    cells |= {"paper protocol,\nnot a bound": _fixed(table[PAPER_COLUMN], 2)}
+    cells |= {"ceiling\n(pooled)": _with_second(table["ceiling"], table["ceiling_pooled"])}
+    accounted = _with_second(table["epsilon_accounted"], table["epsilon_accounted_rdp"])
+    cells |= {"accounted ε\n(by RDP)": accounted, "AUROC\nmean": _plus_minus(table, "auroc", 3)}
+    cells |= {"test\naccuracy": _fixed(100 * table["test_accuracy"], 1, "%")}
+    return pd.DataFrame(cells, dtype=object)
+
+
+def note(table: pd.DataFrame) -> str:
+    """Says of one table the auditor, protocol and score, what its rows share, and how to read it."""
+    table = _without_idle_accountant(table)
+    auditor = table["auditor"].iloc[0]
+    shared = [f"auditor {AUDITORS.get(auditor, auditor)}", f"protocol {table['protocol'].iloc[0]}"]
+    shared += [f"score {table['score'].iloc[0]}"]
+    for name, word in _NOTED.items():
+        if not _varies(table, name) and table[name].notna().any():
+            shared.append(f"{word} {_text(table[name].dropna().iloc[0])}")
+    return f"Empirical lower bounds on ε at the last step: {', '.join(shared)}. {_LEGEND}"
+
+
+def title(table: pd.DataFrame) -> str:
+    """Names a table by its auditor."""
+    return _TITLES.get(table["auditor"].iloc[0], "Table")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Writes a table as an aligned Markdown table under its note."""
+    cells = printed(table)
+    rows = [[_markdown_cell(text) for text in row] for row in [list(cells.columns), *cells.to_numpy().tolist()]]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    left = _is_left(cells)
+    rules = [f":{'-' * (w - 1)}" if text else f"{'-' * (w - 1)}:" for text, w in zip(left, widths, strict=True)]
+    lines = [_line(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
+    return "\n".join([f"**{title(table)}.** {note(table)}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def text(table: pd.DataFrame) -> str:
+    """Writes a table for a terminal: columns by spaces, headers of two lines, no note."""
+    cells = printed(table)
+    headers = [name.split("\n") if "\n" in name else ["", name] for name in cells.columns]
+    rows = [*map(list, zip(*headers, strict=True)), *cells.to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_line(row, widths, _is_left(cells))).rstrip() for row in rows]
+    return "\n".join([*lines[:2], "  ".join("-" * width for width in widths), *lines[2:], ""])
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Writes a table as a LaTeX float that needs the package booktabs and nothing else.
+
+    Guarantees:
+      Only ASCII; every special character of TeX in names is escaped. Groups of one training are set apart.
+    """
+    cells = printed(table)
+    lines = [_tex_row(_tex_header(name) for name in cells.columns), "\\midrule"]
+    above = None
+    for setting, row in zip(table[SETTING].to_numpy().tolist(), cells.to_numpy(), strict=True):
+        if above not in (None, setting):
+            lines.append("\\addlinespace")
+        lines.append(_tex_row(map(_tex, row)))
+        above = setting
+    label = f"tab:epsilon-{table['auditor'].iloc[0]}".replace("_", "-")
+    columns = "".join("l" if left else "r" for left in _is_left(cells))
+    return "\n".join(
+        [
+            *("\\begin{table*}", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}"),
+            *(f"\\caption{{{_tex(note(table))}}}", f"\\label{{{label}}}"),
+            *(f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", *lines, "\\bottomrule"),
+            *("\\end{tabular}", "\\end{table*}", ""),
+        ]
+    )
+
+
+def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, Any]) -> None:
+    """Writes a table to files, each in the form that its suffix names: .csv, .md or .tex.
+
+    Args:
+      table: From `table1` or `table2`.
+      *paths: The files.
+      provenance: Goes beside the CSV, as in `store.write_csv`.
+
+    Raises:
+      ValueError: For another suffix.
+    """
+    for path in map(Path, paths):
+        if path.suffix == ".csv":
+            store.write_csv(path, table, provenance)
+        elif path.suffix in (".md", ".tex"):
+            store.write_text(path, markdown(table) if path.suffix == ".md" else latex(table))
+        else:
+            raise ValueError(f"path={str(path)!r} has suffix {path.suffix!r}, expected .csv, .md or .tex")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the tables of a results folder and names its figures and report; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m metacanary.tables", description=main.__doc__)
+    parser.add_argument("results_dir", type=Path, help="folder of one experiment, such as results/digits")
+    results_dir = parser.parse_args(arguments).results_dir
+    paths = [results_dir / "tables" / f"{name}.csv" for name in ("table1", "table2")]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        print(f"No results in {results_dir}: {' and '.join(missing)} not found.", file=sys.stderr)
+        print("Run the workflow first: `make demo`, or `snakemake --cores 2`.", file=sys.stderr)
+        return 1
+    for table in map(store.read_csv, paths):
+        print(textwrap.fill(f"{title(table)}. {note(table)}", 110), text(table), sep="\n\n")
+    made = [path for name in ("figures/*.p[dn][fg]", "tables/*", "*.html") for path in results_dir.glob(name)]
+    print(*sorted(str(path) for path in made if path.suffix != ".json"), sep="\n")
+    return 0
+
+
+def _runs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Summarises the rows of single runs by cell."""
+    epsilon = over_runs(rows, CELL, "epsilon_lower").add_prefix("epsilon_")
+    auroc = over_runs(rows, CELL, "auroc").add_prefix("auroc_")
+    rest = rows.groupby(CELL, sort=False).agg(
+        num_runs=("run", "size"),
+        epsilon_median=("epsilon_lower", "median"),
+        ceiling=("ceiling", "max"),
+        epsilon_accounted=("epsilon_accounted", "first"),
+        epsilon_accounted_rdp=("epsilon_accounted_rdp", "first"),
+        test_accuracy=("test_accuracy", "mean"),
+        **{name: (name, "first") for name in _DESCRIPTORS},
+    )
+    leading = ["epsilon_mean", "epsilon_low", "epsilon_high"]
+    return rest[["num_runs"]].join(epsilon[leading]).join(rest.drop(columns="num_runs")).join(auroc)
+
+
+def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
+    """Takes the bound of all runs at once, by cell."""
+    pooled = rows.set_index(CELL)[["epsilon_lower", "ceiling"]]
+    return pooled.set_axis(["epsilon_pooled", "ceiling_pooled"], axis=1)
+
+
+def _cells(frame: pd.DataFrame) -> pd.MultiIndex:
+    """Lists every setting with every canary kind, in the order of the table."""
+    settings = frame[SETTING].astype({"epsilon": float}).drop_duplicates()
+    first = {name: {value: place for place, value in enumerate(frame[name].unique())} for name in SETTING[:2]}
+    ordered = sorted(
+        settings.itertuples(index=False),
+        key=lambda s: (first["dataset"][s[0]], first["training"][s[1]], -s[2]),
+    )
+    return pd.MultiIndex.from_tuples(
+        [(*setting, canary) for setting in ordered for canary in canary_order(frame["canary"])], names=CELL
+    )
+
+
+def _beside_paper(frame: pd.DataFrame, auditor: str, protocol: str, score: str) -> pd.DataFrame:
+    """Puts the mean of the paper protocol beside the summary of a valid one."""
+    if protocol == PAPER:
+        raise ValueError(f"protocol={protocol!r} is no bound, expected 'fixed' or 'corrected'")
+    table = summarise(frame, auditor=auditor, protocol=protocol, score=score)
+    paper = pd.Series(float("nan"), index=table.index)
+    if ((frame["auditor"] == auditor) & (frame["protocol"] == PAPER) & (frame["score"] == score)).any():
+        paper = summarise(frame, auditor=auditor, protocol=PAPER, score=score)["epsilon_mean"]
+    table.insert(list(table.columns).index("epsilon_median") + 1, PAPER_COLUMN, paper)
+    return table
+
+
+def _without_idle_accountant(table: pd.DataFrame) -> pd.DataFrame:
+    """Blanks the accountant of trainings without DP, where nothing was accounted."""
+    return table.assign(accountant=table["accountant"].where(table["epsilon_accounted"] < float("inf")))
+
+
+def _varies(table: pd.DataFrame, name: str) -> bool:
+    """Tells whether the rows that have a value differ in it."""
+    return table[name].nunique() > 1
+
+
+def _number(value: float, digits: int, unit: str = "") -> str:
+    """Writes one number."""
+    if pd.isna(value):
+        return NO_VALUE
+    return "∞" if value == float("inf") else f"{value:.{digits}f}{unit}"
+
+
+def _text(value: Any) -> str:
+    """Writes a descriptor, whole numbers without a decimal point."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.10g}" if pd.notna(value) and value != float("inf") else _number(value, 0)
+
+
+def _fixed(values: pd.Series, digits: int, unit: str = "") -> list[str]:
+    """Writes a column of numbers."""
+    return [_number(value, digits, unit) for value in values]
+
+
+def _plus_minus(table: pd.DataFrame, name: str, digits: int) -> list[str]:
+    """Writes means with the half-widths of their intervals, where they have one."""
+    halves = table[f"{name}_high"] - table[f"{name}_mean"]
+    means = _fixed(table[f"{name}_mean"], digits)
+    return [m if pd.isna(h) else f"{m} ± {_number(h, digits)}" for m, h in zip(means, halves, strict=True)]
+
+
+def _with_second(values: pd.Series, seconds: pd.Series) -> list[str]:
+    """Writes numbers, each with a second one in brackets if that is there and finite."""
+    pairs = zip(_fixed(values, 2), _fixed(seconds, 2), strict=True)
+    return [first if second in (NO_VALUE, "∞") else f"{first} ({second})" for first, second in pairs]
+
+
+def _is_left(cells: pd.DataFrame) -> list[bool]:
+    """Tells which columns hold words, which are set flush left."""
+    words = {"training", "canary", *_NOTED.values()} - {"step", "canaries"}
+    return [name in words for name in cells.columns]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
+    """Pads the cells of one line."""
+    return [
+        cell.ljust(width) if flush else cell.rjust(width) for cell, width, flush in zip(row, widths, left, strict=True)
+    ]
+
+
+def _markdown_cell(text: str) -> str:
+    """Escapes what would end a cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+_TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        **{character: f"${character}$" for character in "<>|"},
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "ε": "$\\varepsilon$",
+        "∞": "$\\infty$",
+        "±": "$\\pm$",
+        NO_VALUE: "---",
+        "\n": " ",
+    }
+)
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+    """Joins the cells of a row."""
+    return f"{' & '.join(cells)} \\\\"
+
+
+def _tex_header(name: str) -> str:
+    """Writes a header, one of two lines as a stack."""
+    lines = " \\\\ ".join(map(_tex, name.split("\n")))
+    return f"\\shortstack{{{lines}}}" if "\n" in name else lines
+
+
+def _tex(text: str) -> str:
+    """Writes text as TeX."""
+    return text.translate(_TEX)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
