@@ -1,0 +1,91 @@
+"""Publishing results: copies what people read to docs/results/ and puts the tables into the README.
+
+`python -m metacanary.publish RESULTS_DIR` after a finished workflow. No number in the README is typed by hand; a test
+compares it with docs/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metacanary import store
+
+PUBLISHED = (
+    *("summary/epsilon.csv", "summary/epsilon.provenance.json"),
+    *("tables/table1.csv", "tables/table1.md", "tables/table2.csv", "tables/table2.md"),
+    *("figures/figure1.png", "figures/figure2.png"),
+)
+START, END = "<!-- results: made by `make publish`, not by hand -->", "<!-- end of results -->"
+
+
+def publish(results: Path, docs: Path, readme: Path) -> None:
+    """Copy the published files of an experiment and renew the README's tables.
+
+    Args:
+      results: the experiment's results_dir.
+      docs: folder to copy to; made if absent.
+      readme: a Markdown file with the lines START and END.
+
+    Raises:
+      ValueError: a file of PUBLISHED is missing, or the README lacks the two lines.
+    """
+    missing = [name for name in PUBLISHED if not (results / name).exists()]
+    if missing:
+        raise ValueError(f"results: {results} lacks {', '.join(missing)}; run the workflow to its end first")
+    docs.mkdir(parents=True, exist_ok=True)
+    for name in PUBLISHED:
+        shutil.copyfile(results / name, docs / Path(name).name)
+    store.write_json(docs / "made_on.json", _made_on(results))
+    store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
+
+
+def with_tables(text: str, docs: Path) -> str:
+    """The README's text with the published tables between START and END."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"readme: expected the lines {START!r} and {END!r}")
+    tables = [(docs / f"{name}.md").read_text(encoding="utf-8").strip() for name in ("table1", "table2")]
+    return "\n\n".join([before + start, *tables, end + after])
+
+
+def _made_on(results: Path) -> dict[str, Any]:
+    """Device, versions, and the summed wall seconds of each rule's jobs from Snakemake's benchmarks."""
+    provenance = store.read_provenance(results / "summary" / "epsilon.csv")
+    return {
+        "device": provenance["device"],
+        "cores": os.cpu_count(),
+        "versions": provenance["versions"],
+        "config_digest": provenance["config_digest"],
+        "code_digest": provenance["code_digest"],
+        "wall_seconds_by_rule": _seconds_by_rule(results / "benchmarks"),
+    }
+
+
+def _seconds_by_rule(benchmarks: Path) -> dict[str, float]:
+    """Summed seconds of the jobs of each rule; the folder or file below `benchmarks` names the rule."""
+    seconds: dict[str, float] = {}
+    for path in sorted(benchmarks.rglob("*.tsv")):
+        rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
+        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
+            seconds[rule] = round(seconds.get(rule, 0.0) + float(line.split("\t")[0]), 1)
+    return seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, help="results_dir of a finished workflow")
+    parser.add_argument("--docs", type=Path, default=None, help="default: docs/results/<name of results>")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    chosen = parser.parse_args(arguments)
+    publish(chosen.results, chosen.docs or Path("docs/results", chosen.results.name), chosen.readme)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Tests of the config's checks, and that config files, schema, their table and the conda environment agree."""
+
+import copy
+import dataclasses
+import functools
+import inspect
+import json
+import operator
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator, ValidationError, validators
+from packaging.requirements import Requirement
+
+from metacanary import accounting, audits, canaries, models, objectives, recipes, scores
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+
+import _config  # noqa: E402
+
+CONFIGS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("config/*.yaml"), ROOT / "tests/tiny.yaml"])
+CHOICES = ("algorithm", "family", "name")  # the keys that choose which other keys there are
+SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"))
+
+
+def read(path):
+    """Reads a config file; what YAML's anchors share is copied."""
+    return json.loads(json.dumps(yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))))
+
+
+def complete(config):
+    """Validates a config and fills in defaults, as `snakemake.utils.validate` does; raises its first error."""
+
+    def fill(validator, properties, instance, schema):
+        for name, subschema in properties.items():
+            if "default" in subschema:
+                instance.setdefault(name, copy.deepcopy(subschema["default"]))
+        yield from Draft202012Validator.VALIDATORS["properties"](validator, properties, instance, schema)
+
+    config = copy.deepcopy(config)
+    validators.extend(Draft202012Validator, {"properties": fill})(SCHEMA).validate(config)
+    return config
+
+
+def changed(path, value):
+    """The tiny config with one value changed."""
+    config = read("tests/tiny.yaml")
+    *parents, last = path.split(".")
+    functools.reduce(operator.getitem, parents, config)[last] = value
+    return config
+
+
+def message(config):
+    """The line that is printed for a wrong config."""
+    try:
+        _config.check(complete(config))
+    except (ValidationError, ValueError) as error:
+        return _config.one_line(error)
+    return None
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_config_files_are_valid(path):
+    assert message(read(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("datasets", ["mnits"], "datasets: got 'mnits', expected one of digits, "),
+        ("delta", "1e-5", "delta: got '1e-5', expected number (YAML takes 1e-5 for text: write 1.0e-05)"),
+        ("significance", 0.7, "significance: got 0.7, expected a number < 0.5"),
+        ("seed", -1, "seed: got -1, expected a number >= 0"),
+        ("sede", 1, "top level: unknown key 'sede', did you mean 'seed'?"),
+        ("image_size", 4, "image_size: got 4, expected null or at least 8, as stored in digits"),
+        ("trainings.dpsgd.epsilons", [-1], "trainings.dpsgd.epsilons: got -1, expected a number > 0"),
+        ("trainings.dpsgd.epsilons", ["inf"], "trainings.dpsgd.epsilons: got inf, expected a finite number for dpsgd"),
+        ("trainings.sgd.epsilons", [8], "trainings.sgd.epsilons: got 8.0, expected inf for sgd, which is not private"),
+        ("trainings.sgd.num_runs", 0, "trainings.sgd.num_runs: got 0, expected a number >= 1"),
+        ("trainings.sgd.algorithm", "adam", "trainings.sgd.algorithm: got 'adam', expected one of sgd or dpsgd"),
+        ("trainings.sgd.game", "even", "trainings.sgd.game: got 'even', expected one of independent or paired"),
+        ("trainings.sgd.canaries", ["clipbkd"], "trainings.sgd.canaries: got 'clipbkd', expected one of random, "),
+        ("trainings.sgd.snapshots", [2, 5], "trainings.sgd.snapshots: got [2, 5], expected ascending steps of which"),
+        ("trainings.sgd.snapshots", [4, 2], "trainings.sgd.snapshots: got [4, 2], expected ascending steps of which"),
+        ("trainings.sgd.model.name", "vgg", "trainings.sgd.model.name: got 'vgg', expected one of convnet or "),
+        ("trainings.sgd.model.options", {"groups": 2}, "trainings.sgd.model.options: unknown key 'groups', did you"),
+        ("trainings.sgd.options.batch_size", 1430, "trainings.sgd.options.batch_size: got 1430, expected at most the"),
+        ("trainings.dpsgd.options.sampling_prob", 1.5, "trainings.dpsgd.options.sampling_prob: got 1.5, expected a"),
+        ("trainings.dpsgd.options.batch_size", 9, "trainings.dpsgd.options: unknown key 'batch_size', expected ["),
+        ("canaries.num_canaries", 1438, "canaries.num_canaries: got 1438, expected at most the 1437 training images"),
+        ("canaries.num_canaries", 9, "canaries.num_canaries: got 9, expected an even number, since trainings.dpsgd"),
+        ("canaries.kinds.random.family", "noise", "canaries.kinds.random.family: got 'noise', expected one of random"),
+        ("canaries.kinds.metagradient.objective", {"name": "loss"}, "canaries.kinds.metagradient.objective.name: got"),
+        ("canaries.kinds.metagradient.update", {"name": "sgd"}, "canaries.kinds.metagradient.update.name: got 'sgd'"),
+        ("canaries.kinds.metagradient.update", {"name": "adam"}, "canaries.kinds.metagradient.update: expected a key"),
+        ("canaries.kinds", {"My kind": {}}, "canaries.kinds: got the name 'My kind', expected one that matches ^[a-z]"),
+        ("audit.guess_fraction", 1.5, "audit.guess_fraction: got 1.5, expected a number <= 1"),
+        ("audit.grid", [0.5, 0.5], "audit.grid: got [0.5, 0.5], expected no item twice"),
+        ("figures.figure1_canary", "mislabeled", "figures.figure1_canary: got 'mislabeled', expected one of random, "),
+        ("figures.figure2_epsilon", 8, "figures.figure2_epsilon: got 8, expected one of ['inf']"),
+        ("tables.score", "lira", "tables.score: got 'lira', expected one of negative_loss, logit_margin"),
+        ("tables.protocol", "paper", "tables.protocol: got 'paper', expected one of fixed or corrected"),
+    ],
+)
+def test_check_names_key_value_and_expectation(path, value, expected):
+    found = message(changed(path, value))
+    assert found is not None
+    assert found.startswith(expected)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize("names", [["a", "a.b"], []])
+def test_either_matches_the_names_only(names):
+    pattern = _config.either(names)
+    assert [text for text in ("", "a", "b", "ab", "a.b", "axb") if re.fullmatch(pattern, text)] == names
+
+
+def test_one_line_finds_the_schema_error_behind_an_error():
+    def validate():
+        try:
+            complete(changed("seed", -1))
+        except ValidationError as error:
+            raise RuntimeError("Error validating config file.", error)  # noqa: B904, as Snakemake raises it
+
+    with pytest.raises(RuntimeError) as raised:
+        validate()
+    assert _config.one_line(raised.value) == "seed: got -1, expected a number >= 0"
+
+
+def objects(schema):
+    """All parts of a schema that are objects with keys of their own."""
+    if isinstance(schema, dict):
+        if "properties" in schema and "type" in schema:
+            yield schema
+        for part in schema.values():
+            yield from objects(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from objects(part)
+
+
+def test_schema_is_valid_and_describes_every_key():
+    Draft202012Validator.check_schema(SCHEMA)
+    for part in objects(SCHEMA):
+        assert part.get("additionalProperties") is False or {"if", "allOf"} & part.keys() or part.get("default") == {}
+        for name, key in part["properties"].items():
+            assert {"description", "$ref"} & key.keys(), name
+            assert "default" in key or name in (*part.get("required", ()), *CHOICES), name
+
+
+def fields(cls, *left_out):
+    """Names and defaults of the fields of a dataclass or a Flax module."""
+    own = [f for f in dataclasses.fields(cls) if f.name not in ("parent", "name", *left_out)]
+    return {f.name: None if f.default is dataclasses.MISSING else f.default for f in own}
+
+
+def plain(value):
+    """A default as YAML has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "left_out"),
+    [
+        ("convnet", models.ConvNet, ["num_classes"]),
+        ("resnet9", models.ResNet9, ["num_classes"]),
+        ("wide_resnet", models.WideResNet, ["num_classes", "depth", "width"]),
+        ("sgd_options", recipes.SGD, ["schedule"]),
+        ("dpsgd_options", recipes.DPSGD, ["schedule", "noise_multiplier"]),
+        ("signed", canaries.SignedUpdate, []),
+        ("adam", canaries.AdamUpdate, []),
+        ("loss_gap", objectives.LossGap, []),
+        ("smooth_auroc", objectives.SmoothAUROC, []),
+        ("metagradient_kind", canaries.Optimization, ["objective", "update", "recipe"]),
+    ],
+)
+def test_schema_has_the_options_of_the_package(name, cls, left_out):
+    others = {"name", "schedule", "family", "game", "model", "start", "objective", "update", "training"}
+    keys = {key: part.get("default") for key, part in SCHEMA["$defs"][name]["properties"].items() if key not in others}
+    assert keys == {key: plain(default) for key, default in fields(cls, *left_out).items()}
+
+
+def test_schema_has_the_schedule_of_the_package():
+    keys = {key: part["default"] for key, part in SCHEMA["$defs"]["schedule"]["properties"].items()}
+    assert keys == dataclasses.asdict(recipes.Schedule())
+
+
+def test_schema_has_the_names_of_the_package():
+    defs, keys = SCHEMA["$defs"], SCHEMA["properties"]
+    assert defs["model"]["properties"]["name"]["enum"] == models.names()
+    assert defs["objective"]["properties"]["name"]["enum"] == sorted(objectives.OBJECTIVES)
+    assert set(defs["update"]["properties"]["name"]["enum"]) == set(canaries.UPDATES)
+    families = set(defs["kind"]["properties"]["family"]["enum"])
+    assert families == {*canaries.FAMILIES, "metagradient"}
+    assert set(defs["metagradient_kind"]["properties"]["start"]["enum"]) == set(canaries.FAMILIES)
+    assert set(keys["audit"]["properties"]["scores"]["items"]["enum"]) == set(scores.SCORES)
+    assert tuple(keys["audit"]["properties"]["accountant"]["enum"]) == accounting.ACCOUNTANTS
+    figures = keys["figures"]["properties"]
+    assert figures["figure2_auditor"]["enum"] == [auditor.name for auditor in audits.AUDITORS]
+    assert tuple(figures["figure2_protocol"]["enum"]) == audits.PROTOCOLS
+    assert set(inspect.signature(audits.audit).parameters) >= {"delta", "significance"}
+
+
+def test_paper_config_marks_every_value():
+    lines = (ROOT / "config/config.yaml").read_text(encoding="utf-8").split("canaries:\n", 1)[1].split("\nfigures:")[0]
+    values = [line for line in lines.splitlines() if re.search(r": [\d\[]", line) and "canaries: [" not in line]
+    unmarked = [line for line in values if not re.search(r"# .*\[[PSIUO]\]", line) and "epsilons: [inf]" not in line]
+    assert unmarked == []
+
+
+def values(key):
+    """What a key may hold, in words."""
+    if "$ref" in key:
+        name = key["$ref"].rsplit("/", 1)[1]
+        return ", ".join(SCHEMA["$defs"][name].get("enum", [f"see {name}"]))
+    if "enum" in key:
+        return ", ".join(key["enum"])
+    kinds = [key["type"]] if isinstance(key["type"], str) else key["type"]
+    words = " or ".join("list" if kind == "array" else kind for kind in kinds)
+    if "items" in key:
+        words += f" of {values(key['items'])}"
+    bounds = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
+    return " ".join([words, *(text.format(key[bound]) for bound, text in bounds.items() if bound in key)])
+
+
+def rows(part, prefix=""):
+    """Rows of config/README.md: one for each key of a part of the schema."""
+    for name, key in part["properties"].items():
+        shown = "required" if "default" not in key else yaml.safe_dump(key["default"], default_flow_style=True)
+        shown = shown.removesuffix("\n...\n").strip()
+        description = key.get("description") or SCHEMA["$defs"][key["$ref"].rsplit("/", 1)[1]]["description"]
+        if name in CHOICES and "enum" not in key:
+            continue  # the other keys of this part are those of one choice
+        if "properties" in key:
+            yield from rows(key, f"{prefix}{name}.")
+        elif "patternProperties" in key:
+            (inner,) = key["patternProperties"].values()
+            yield f"| `{prefix}{name}.*` | {values(inner)} | required | {description} |"
+        else:
+            yield f"| `{prefix}{name}` | {values(key)} | {shown} | {description} |"
+
+
+def test_readme_has_a_row_for_every_key():
+    """A row that is missing is printed as it should stand."""
+    text = (ROOT / "config/README.md").read_text(encoding="utf-8").split("## All keys")[1].splitlines()
+    parts = [SCHEMA, *(part for part in SCHEMA["$defs"].values() if "properties" in part)]
+    wanted = [row for part in parts for row in rows(part)]
+    assert [row for row in wanted if row not in text] == []
+    assert len([line for line in text if line.startswith("| `")]) == len(wanted)
+
+
+def test_conda_environment_has_the_locked_versions():
+    environment = yaml.safe_load((ROOT / "envs/metacanary.yaml").read_text(encoding="utf-8"))["dependencies"]
+    assert "python=3.11" in environment
+    pins = dict(pin.split("==") for pin in environment[-1]["pip"])
+    locked = {}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if re.match(r"[A-Za-z0-9]", line):
+            requirement = Requirement(line.rstrip("\\ "))
+            if requirement.marker is None or requirement.marker.evaluate({"python_full_version": "3.11.9"}):
+                locked[requirement.name] = next(iter(requirement.specifier)).version
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("dependencies = [")[1].split("\n]")[0]
+    direct = re.findall(r'^    "([A-Za-z0-9_-]+)', project, re.MULTILINE)
+    assert pins == {name: locked[name] for name in direct}
+
+
+def smk():
+    """The texts of the rule files."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "workflow/rules").glob("*.smk")))
+
+
+def test_profiles_agree_and_do_not_clash():
+    default, slurm = read("profiles/default/profile.yaml"), read("slurm/profile.yaml")
+    for key, value in default.items():
+        assert slurm[key] == value  # also where the workflow's own profile is not read
+    assert "code" not in default["rerun-triggers"]
+    assert not {"default-resources", "set-resources", "resources"} & default.keys()  # they would replace slurm's
+    assert [path.name for path in (ROOT / "slurm").iterdir()] == ["profile.yaml"]  # "slurm" there would be a path
+    rules = set(re.findall(r"^rule (\w+):\n(?:(?!\nrule ).)*?gpu=1", smk(), re.MULTILINE | re.DOTALL))
+    assert set(slurm["set-resources"]) == rules
+
+
+def test_every_script_has_a_rule_of_its_name():
+    names = set(re.findall(r"^rule (\w+):", smk(), re.MULTILINE))
+    assert names == {path.stem for path in (ROOT / "workflow/scripts").glob("[a-z]*.py")}
+    assert names == set(re.findall(r"scripts/(\w+)\.py", smk()))
+    assert names == set(re.findall(r'sources\("(\w+)\.py"\)', smk()))

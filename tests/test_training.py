@@ -1,0 +1,359 @@
+"""Training: coins, pools, orders; SGD and DP-SGD against NumPy twins; what excluded canaries must not do; resuming."""
+
+from dataclasses import replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metacanary import dpsgd, models, training
+from metacanary.recipes import DPSGD, SGD, Schedule
+from metacanary.training import Pool, accuracy, coins, data_order, predict, stream, take, train
+
+NUM_CLASSES, NUM_OTHERS, NUM_CANARIES = 3, 70, 8  # more rows than a microbatch of DP-SGD
+INCLUDED = np.array([1, 1, 0, 1, 1, 0, 1, 0], bool)
+OUT = np.flatnonzero(~INCLUDED)
+
+SGD_RECIPE = SGD(
+    num_steps=8,
+    batch_size=20,
+    learning_rate=0.3,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.01,
+    schedule=Schedule(name="one_cycle"),
+)
+DPSGD_RECIPE = DPSGD(
+    num_steps=8, sampling_prob=0.4, clip_norm=0.5, noise_multiplier=0.7, learning_rate=0.3, momentum=0.9
+)
+RECIPES = pytest.mark.parametrize("recipe", [SGD_RECIPE, DPSGD_RECIPE], ids=["sgd", "dpsgd"])
+
+
+class Linear(nn.Module):
+    """Logistic regression: compiles fast, and its gradient is one line of NumPy."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(NUM_CLASSES)(images.reshape(len(images), -1))
+
+
+MODEL = Linear()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(NUM_OTHERS, 3, 3, 1), dtype=np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, size=NUM_OTHERS + NUM_CANARIES)
+    return Pool(images=jnp.asarray(images), labels=jnp.asarray(labels, jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(1).random((NUM_CANARIES, 3, 3, 1)).astype(np.float32)
+
+
+def as_matrix(params):
+    """Kernel and bias as one float64 [inputs + 1, classes]."""
+    layer = params["Dense_0"]
+    return np.concatenate([layer["kernel"], layer["bias"][None]]).astype(np.float64)
+
+
+def naive_gradients(w, pool, pixels, rows):
+    """Per-example gradients of the cross-entropy of logistic regression, [n, inputs + 1, classes]."""
+    images = np.concatenate([np.asarray(pool.images) / 255.0, pixels])[rows].reshape(len(rows), -1)
+    x = np.concatenate([images, np.ones((len(rows), 1))], axis=1)
+    logits = x @ w
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = p / p.sum(axis=1, keepdims=True) - np.eye(NUM_CLASSES)[np.asarray(pool.labels)[rows]]
+    return x[:, :, None] * p[:, None, :]
+
+
+def initial(pool, seed):
+    return as_matrix(models.init(MODEL, stream(seed, "init"), pool.images.shape[1:]))
+
+
+def same(first, second):
+    """Whether two parameter trees have the same bits."""
+    return all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
+
+
+def test_stream_keys_differ_by_name_and_seed():
+    keys = [stream(seed, name) for seed in (0, 1, 2) for name in training.STREAMS]
+    assert len({jax.random.key_data(key).tobytes() for key in keys}) == 15
+
+
+def test_coins_are_fair_and_independent():
+    """256 runs of 64 canaries: means, and correlations of canaries and of runs, within 5 standard errors."""
+    drawn = np.array([coins(seed, 64, "independent") for seed in range(256)])
+    assert drawn.dtype == bool
+    signs = 2.0 * drawn - 1
+    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)
+    assert np.abs(signs.mean(axis=0)).max() < 5 / np.sqrt(256)
+    assert np.abs(np.corrcoef(signs.T)[np.triu_indices(64, 1)]).max() < 5 / np.sqrt(256)
+    assert np.abs(np.corrcoef(signs)[np.triu_indices(256, 1)]).max() < 5 / np.sqrt(64)
+    sizes = drawn.sum(axis=1)
+    assert abs(sizes.var(ddof=1) - 16) < 5 * 16 * np.sqrt(2 / 256)  # not a fixed half
+
+
+def test_coins_paired_include_exactly_one_of_each_pair():
+    drawn = np.array([coins(seed, 64, "paired") for seed in range(256)]).reshape(256, 32, 2)
+    assert (drawn.sum(axis=2) == 1).all()
+    signs = 2.0 * drawn[:, :, 0] - 1
+    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)
+    assert np.abs(np.corrcoef(signs.T)[np.triu_indices(32, 1)]).max() < 5 / np.sqrt(256)
+
+
+def test_coins_depend_on_the_seed_only():
+    assert np.array_equal(coins(5, 40, "independent"), coins(5, 40, "independent"))
+    assert not np.array_equal(coins(5, 40, "independent"), coins(6, 40, "independent"))
+
+
+@pytest.mark.parametrize(
+    ("num", "game", "message"),
+    [(4, "fair", "game: got 'fair'"), (5, "paired", "num_canaries: got 5, expected an even number")],
+)
+def test_coins_reject(num, game, message):
+    with pytest.raises(ValueError, match=message):
+        coins(0, num, game)
+
+
+def test_pool_make_leaves_the_originals_out():
+    """Trap 8: a canary's source in the pool would be a second, always included copy of it."""
+    images = np.arange(10, dtype=np.uint8)[:, None, None, None]
+    pool = Pool.make(images, np.arange(10) + 20, np.array([7, 2, 5]), np.array([0, 1, 2]))
+    assert np.ravel(pool.images).tolist() == [0, 1, 3, 4, 6, 8, 9]
+    assert pool.labels.tolist() == [20, 21, 23, 24, 26, 28, 29, 0, 1, 2]
+    assert (pool.images.dtype, pool.labels.dtype) == (jnp.uint8, jnp.int32)
+    assert pool.used(np.array([True, False, True])).tolist() == [True] * 8 + [False, True]
+
+
+def test_take_reads_the_pool_then_the_canaries(pool, pixels):
+    rows = jnp.array([0, 69, 70, 77, 3])
+    expected = [pool.images[0] / 255, pool.images[69] / 255, pixels[0], pixels[7], pool.images[3] / 255]
+    taken = take(pool.images, jnp.asarray(pixels), rows)
+    assert taken.dtype == jnp.float32
+    assert np.allclose(taken, np.stack(expected), rtol=0, atol=1e-7)
+    with jax.enable_x64(True):
+        exact = take(pool.images, jnp.asarray(pixels, jnp.float64), rows)
+        assert exact.dtype == jnp.float64
+        assert np.allclose(exact[0], np.asarray(pool.images[0]) / 255.0, rtol=1e-15)
+
+
+def test_take_is_differentiable_by_the_canaries_taken(pool, pixels):
+    """A canary that comes twice gets both derivatives; one that is not in the batch gets exactly 0."""
+    rows = jnp.array([0, 70, 77, 70, 5])
+    weights = jnp.array([1.0, 2, 3, 4, 5]).reshape(5, 1, 1, 1)
+    gradient = jax.grad(lambda z: jnp.sum(weights * take(pool.images, z, rows)))(jnp.asarray(pixels))
+    assert gradient[:, 0, 0, 0].tolist() == [6, 0, 0, 0, 0, 0, 0, 3]
+
+
+@pytest.mark.parametrize(("num_steps", "batch_size"), [(9, 5), (6, 7), (3, 18), (1, 4)])
+def test_data_order_has_every_used_row_once_an_epoch(num_steps, batch_size):
+    used = np.arange(24) % 4 != 1
+    assert used.sum() == 18
+    order = data_order(stream(1, "order"), used, num_steps, batch_size)
+    assert (order.shape, order.dtype) == ((num_steps, batch_size), np.int32)
+    for start in range(0, order.size, 18):
+        epoch = order.ravel()[start : start + 18]
+        assert len(set(epoch)) == len(epoch)
+        assert used[epoch].all()
+    if order.size >= 36:  # each epoch is shuffled anew
+        assert order.ravel()[:18].tolist() != order.ravel()[18:36].tolist()
+
+
+def test_data_order_of_complementary_coins_shares_the_other_rows():
+    """In each epoch the shared rows come in the same order, so that such runs differ by the canaries alone."""
+    used = np.concatenate([np.ones(15, bool), INCLUDED])
+    turned = np.concatenate([np.ones(15, bool), ~INCLUDED])
+    first = data_order(stream(2, "order"), used, 8, 10).ravel()
+    second = data_order(stream(2, "order"), turned, 8, 10).ravel()
+    shared = min((first < 15).sum(), (second < 15).sum())
+    assert shared >= 45
+    assert first[first < 15][:shared].tolist() == second[second < 15][:shared].tolist()
+    other = data_order(stream(3, "order"), used, 8, 10).ravel()
+    assert other.tolist() != first.tolist()
+
+
+def test_data_order_rejects_a_batch_beyond_the_training_set():
+    with pytest.raises(ValueError, match="batch_size: got 4, expected at most the 3 training images"):
+        data_order(stream(0, "order"), np.array([1, 1, 0, 1], bool), 2, 4)
+
+
+def test_sgd_step_is_one_function_for_equal_settings():
+    """Or every run would compile anew."""
+    assert training.sgd_step(SGD_RECIPE, Linear()) is training.sgd_step(replace(SGD_RECIPE), Linear())
+
+
+def test_train_sgd_equals_a_numpy_loop(pool, pixels):
+    """Nesterov momentum, weight decay, one cycle, float64; ours is float32, so 1e-5."""
+    found = train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[1, 5, 8])
+    rates = 0.3 * np.interp(np.arange(8), [0, 4, 8], [0.07, 1.0, 0.2])
+    w, momentum = initial(pool, 3), 0.0
+    for t, rows in enumerate(data_order(stream(3, "order"), pool.used(INCLUDED), 8, 20)):
+        gradient = naive_gradients(w, pool, pixels, rows).mean(axis=0) + 0.01 * w
+        momentum = 0.9 * momentum + gradient
+        w = w - rates[t] * (gradient + 0.9 * momentum)
+        if t + 1 in found:
+            assert np.allclose(as_matrix(found[t + 1]), w, rtol=0, atol=1e-5)
+    assert list(found) == [1, 5, 8]
+    assert np.abs(w - initial(pool, 3)).max() > 0.05
+
+
+def test_train_dpsgd_without_noise_and_clipping_is_full_batch_descent(pool, pixels):
+    """All 75 rows, the sum divided by 70 + 8 / 2: the expected size under fair coins, not the 75 of these coins."""
+    recipe = replace(DPSGD_RECIPE, noise_multiplier=0.0, sampling_prob=1.0, clip_norm=1e6)
+    found = as_matrix(train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])[8])
+    w, momentum, rows = initial(pool, 3), 0.0, np.flatnonzero(pool.used(INCLUDED))
+    assert len(rows) == 75
+    for _ in range(8):
+        momentum = 0.9 * momentum + naive_gradients(w, pool, pixels, rows).sum(axis=0) / 74
+        w = w - 0.3 * momentum
+    assert np.allclose(found, w, rtol=0, atol=1e-5)
+    assert np.abs(w - initial(pool, 3)).max() > 0.05
+
+
+def test_train_dpsgd_equals_a_numpy_loop(pool, pixels):
+    """Poisson sampling and clipping as a loop with the library's own draws and noise; divided by q 74."""
+    found = as_matrix(train(DPSGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=4, snapshots=[8])[8])
+    w, momentum, used, sizes, clipped = initial(pool, 4), 0.0, np.flatnonzero(pool.used(INCLUDED)), [], 0
+    like = models.init(MODEL, stream(4, "init"), pool.images.shape[1:])
+    for t in range(8):
+        drawn = used[dpsgd.poisson_sample(jax.random.fold_in(stream(4, "sampling"), t), 0.4, 75)]
+        gradients = naive_gradients(w, pool, pixels, drawn)
+        norms = np.linalg.norm(gradients, axis=(1, 2), keepdims=True)
+        zeros = jax.tree.map(jnp.zeros_like, like)
+        noise = as_matrix(dpsgd.add_noise(jax.random.fold_in(stream(4, "noise"), t), zeros, 0.7 * 0.5))
+        total = (gradients * np.minimum(1, 0.5 / norms)).sum(axis=0) + noise
+        momentum = 0.9 * momentum + total / (0.4 * 74)
+        w = w - 0.3 * momentum
+        sizes.append(len(drawn))
+        clipped += (norms > 0.5).sum()
+    assert np.allclose(found, w, rtol=0, atol=1e-5)
+    assert clipped > 50
+    assert len(set(sizes)) > 3
+
+
+@pytest.fixture(scope="module")
+def noise_of_two_steps(pool):
+    """What noise adds to 3,003 parameters in each of two steps, over its expected deviation lr sigma C / (q n)."""
+    images = jnp.zeros((10, 1000, 1, 1), jnp.uint8)
+    wide = Pool(images=images, labels=pool.labels[:14])
+    none, coins_in = np.zeros((4, 1000, 1, 1), np.float32), np.array([1, 0, 1, 0], bool)
+    recipe = DPSGD(num_steps=2, sampling_prob=0.5, clip_norm=1e-3, noise_multiplier=50.0, learning_rate=0.2)
+
+    def parameters(recipe):
+        return train(recipe, MODEL, wide, none, coins_in, seed=5, snapshots=[1, 2])
+
+    noisy, quiet = parameters(recipe), parameters(replace(recipe, noise_multiplier=0.0))
+    first, both = (as_matrix(noisy[t]) - as_matrix(quiet[t]) for t in (1, 2))
+    deviation = 0.2 * 50.0 * 1e-3 / (0.5 * 12)
+    return np.array([first.ravel(), (both - first).ravel()]) / deviation
+
+
+def test_train_dpsgd_noise_has_its_scale(noise_of_two_steps):
+    """Deviation lr sigma C / (q (r + m / 2)) within 5 standard errors; without noise, or without C, it is far off."""
+    n = noise_of_two_steps.shape[1]
+    assert n == 3003
+    assert np.abs(noise_of_two_steps.std(axis=1) - 1).max() < 5 / np.sqrt(2 * n)
+    assert np.abs(noise_of_two_steps.mean(axis=1)).max() < 5 / np.sqrt(n)
+
+
+def test_train_dpsgd_noise_is_fresh_at_every_step(noise_of_two_steps):
+    correlation = np.corrcoef(noise_of_two_steps)[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(noise_of_two_steps.shape[1])
+
+
+def test_train_dpsgd_survives_an_empty_batch(pool, pixels):
+    recipe = replace(DPSGD_RECIPE, sampling_prob=1e-6, noise_multiplier=0.0)
+    found = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])
+    assert np.array_equal(as_matrix(found[8]), initial(pool, 3))
+
+
+@RECIPES
+def test_train_is_not_touched_by_excluded_canaries(pool, pixels, recipe):
+    """Bit by bit; one that is included changes the parameters."""
+    recipe = replace(recipe, sampling_prob=1.0) if isinstance(recipe, DPSGD) else recipe
+    expected = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])[8]
+    others = pixels.copy()
+    others[OUT] = 1 - others[OUT]
+    labels = pool.labels.at[NUM_OTHERS + OUT].set((pool.labels[NUM_OTHERS + OUT] + 1) % NUM_CLASSES)
+    found = train(recipe, MODEL, replace(pool, labels=labels), others, INCLUDED, seed=3, snapshots=[8])[8]
+    assert same(found, expected)
+    for row in np.flatnonzero(INCLUDED):
+        changed = pixels.copy()
+        changed[row] = 1 - changed[row]
+        assert not same(train(recipe, MODEL, pool, changed, INCLUDED, seed=3, snapshots=[8])[8], expected)
+
+
+@RECIPES
+def test_train_depends_on_the_seed_only(pool, pixels, recipe):
+    runs = [train(recipe, MODEL, pool, pixels, INCLUDED, seed=seed, snapshots=[8])[8] for seed in (1, 1, 2)]
+    assert same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+
+
+@RECIPES
+def test_train_keeps_the_snapshots_asked_for(pool, pixels, recipe):
+    """Each is what a run with that snapshot alone keeps; they differ from step to step."""
+    found = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[2, 5, 8])
+    assert list(found) == [2, 5, 8]
+    for step in found:
+        alone = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[step])
+        assert same(alone[step], found[step])
+    assert not same(found[2], found[5])
+
+
+@pytest.mark.parametrize("step", [0, 9, -1])
+def test_train_rejects_snapshots_outside_the_run(pool, pixels, step):
+    with pytest.raises(ValueError, match=rf"snapshots: got \[{step}\], expected steps between 1 and num_steps = 8"):
+        train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[4, step])
+
+
+@RECIPES
+@pytest.mark.parametrize("killed_at", [1, 5, 7])
+def test_train_resumes_bit_identical(pool, pixels, recipe, killed_at, tmp_path):
+    """Guarantee: with the snapshots before and after the kill; and it does resume, not start again."""
+
+    def kill(step):
+        if step == killed_at:
+            raise KeyboardInterrupt
+
+    def run(**options):
+        return train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[3, 8], **options)
+
+    checkpoint, steps = tmp_path / "run.npz", []
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=checkpoint, checkpoint_seconds=0.0, on_step=kill)
+    resumed = run(checkpoint=checkpoint, on_step=steps.append)
+    assert steps == list(range(killed_at + 1, 9))
+    undisturbed = run()
+    assert list(resumed) == list(undisturbed) == [3, 8]
+    assert same(resumed, undisturbed)
+
+
+def test_train_writes_no_checkpoint_before_its_time(pool, pixels, tmp_path):
+    checkpoint = tmp_path / "run.npz"
+    train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8], checkpoint=checkpoint)
+    assert not checkpoint.exists()
+
+
+@RECIPES
+def test_train_names_the_step_at_which_it_diverged(pool, pixels, recipe):
+    with pytest.raises(FloatingPointError, match="parameters are not finite after step 6 of 8: lower learning_rate"):
+        train(replace(recipe, momentum=1e30), MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[6, 8])
+
+
+def test_predict_takes_bytes_floats_and_any_batch_size(pool):
+    params = models.init(MODEL, jax.random.key(0), pool.images.shape[1:])
+    images = np.asarray(pool.images)
+    w = as_matrix(params)
+    expected = images.reshape(70, -1) / 255.0 @ w[:-1] + w[-1]
+    for given in (images, images.astype(np.float32) / 255):
+        assert np.allclose(predict(MODEL, params, given, batch_size=32), expected, rtol=0, atol=1e-5)
+    assert predict(MODEL, params, images).shape == (70, NUM_CLASSES)
+    labels = expected.argmax(axis=1)
+    labels[:7] = (labels[:7] + 1) % NUM_CLASSES
+    assert accuracy(MODEL, params, images, labels) == pytest.approx(0.9)

@@ -1,0 +1,414 @@
+"""Tests of the workflow: its graph, what reruns what, its scripts from end to end, and what a kill leaves."""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from test_config import complete, read
+
+from metacanary import store, summary
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
+
+import _job  # noqa: E402
+import _stages  # noqa: E402
+
+TINY = ROOT / "tests" / "tiny.yaml"
+RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
+RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "plot_figure1", "plot_figure2", "all"]
+
+
+def command(folder, *arguments, config=TINY):
+    """Snakemake's command line for a run in a folder."""
+    call = [sys.executable, "-m", "snakemake", "--directory", str(folder), "--snakefile", str(ROOT / "Snakefile")]
+    configured = [] if config is None else ["--configfile", str(config)]
+    return [*call, "--cores", "2", *configured, *map(str, arguments)]
+
+
+def environment():
+    """The environment of a run, without what makes Snakemake slow to start, and without this process's settings."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "XLA_FLAGS", "OMP_NUM_THREADS")}
+
+
+def snakemake(folder, *arguments, config=TINY):
+    """Runs Snakemake to its end; returns its exit status and what it printed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        command(folder, *arguments, config=config), env=environment(), capture_output=True, text=True, timeout=280
+    )
+    return SimpleNamespace(status=done.returncode, text=done.stdout + done.stderr)
+
+
+def counts(text):
+    """The numbers of jobs by rule that a dry run announces."""
+    table = re.search(r"^job +count\n[- ]+\n(.*?)\ntotal", text, re.MULTILINE | re.DOTALL)
+    return {} if table is None else {name: int(n) for name, n in map(str.split, table.group(1).splitlines())}
+
+
+def changed(folder, **changes):
+    """Writes the tiny config with changes of single keys, by path with double underscores; returns the file."""
+    config = read("tests/tiny.yaml")
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = config
+        for name in parents:
+            place = place[name]
+        place[last] = value
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, request):
+    """The folder of a finished tiny run; it is made once, by the first process of the tests that needs it."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if hasattr(request.config, "workerinput") else shared
+    folder = shared / "tiny"
+    with (shared / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            run = snakemake(folder)
+            assert run.status == 0, run.text
+            (folder / "log").write_text(run.text, encoding="utf-8")
+            (folder / "finished").touch()
+    return folder
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """A copy of the finished tiny run, to be changed."""
+    return Path(shutil.copytree(tiny, tmp_path / "copied"))
+
+
+@pytest.fixture(scope="session")
+def stages():
+    """The stages of the tiny config."""
+    return _stages.Stages(complete(read("tests/tiny.yaml")))
+
+
+def changed_stages(path, value):
+    """The stages of the tiny config with one key changed."""
+    config = read("tests/tiny.yaml")
+    *parents, last = path.split(".")
+    place = config
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    return _stages.Stages(complete(config))
+
+
+CELL = {"dataset": "digits", "canary": "random", "training": "dpsgd", "epsilon": "8"}
+WILDCARDS = {
+    "canaries": {"dataset": "digits", "canary": "random"},
+    "models": {**CELL, "block": "0"},
+    "scores": {**CELL, "block": "0"},
+    "audits": CELL,
+    "summary": {},
+    "table1": {},
+    "figure1": {},
+    "figure2": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "stages_changed"),
+    [
+        ("seed", 2, set(WILDCARDS)),
+        ("canaries.num_canaries", 12, set(WILDCARDS)),
+        ("image_size", 16, set(WILDCARDS)),
+        ("trainings.dpsgd.options.clip_norm", 2.0, {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("audit.accountant", "rdp", {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.num_runs", 4, {"audits", "summary", "table1", "figure2"}),
+        ("audit.guess_fraction", 1.0, {"audits", "summary", "table1", "figure2"}),
+        ("audit.scores", ["negative_loss"], {"audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.canaries", ["random", "metagradient"], {"summary", "table1", "figure2"}),
+        ("canaries.kinds.metagradient.num_metasteps", 3, {"summary", "table1", "figure1", "figure2"}),
+        ("trainings.sgd.options.momentum", 0.5, {"summary", "table1", "figure2"}),
+        ("tables.protocol", "fixed", {"table1"}),
+        ("figures.figure1_num_shown", 4, {"figure1"}),
+        ("figures.figure2_auditor", "fdp_gaussian", {"figure2"}),
+        ("experiment", "other", set()),
+        ("results_dir", "results/other", set()),
+        ("trainings.dpsgd.block_size", 2, set()),
+    ],
+)
+def test_settings_hold_what_a_stage_depends_on_and_no_more(stages, path, value, stages_changed):
+    other = changed_stages(path, value)
+    found = {name for name, names in WILDCARDS.items() if stages.digest(name, **names) != other.digest(name, **names)}
+    assert found == stages_changed
+
+
+def test_settings_print_alike_whatever_the_order_of_keys(stages):
+    config = complete(read("tests/tiny.yaml"))
+    reverse = json.loads(json.dumps(config, sort_keys=True), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+    other = _stages.Stages(reverse)
+    for stage in ("canaries", "models"):
+        assert str(other.settings(stage, **WILDCARDS[stage])) == str(stages.settings(stage, **WILDCARDS[stage]))
+
+
+def test_runs_of_one_number_share_their_seed_across_canary_kinds(stages):
+    cell = {"dataset": "digits", "training": "sgd", "epsilon": "inf", "block": "0"}
+    seeds = [stages.settings("models", canary=kind, **cell)["seeds"] for kind in ("random", "metagradient")]
+    assert seeds[0] == seeds[1]
+
+
+def test_seeds_differ_between_runs_trainings_and_uses(stages):
+    models = [stages.settings("models", **{**CELL, "epsilon": e, "block": b}) for e in ("8", "4") for b in ("0", "1")]
+    seeds = [seed for settings in models for seed in settings["seeds"]]
+    optimized = stages.settings("canaries", dataset="digits", canary="metagradient")
+    seeds += [optimized["seed"], optimized["optimization_seed"]]
+    assert len(set(seeds)) == len(seeds) == 2 * 3 + 2
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_blocks_hold_every_run_once(stages):
+    runs = [stages.settings("models", **{**CELL, "block": str(block)})["runs"] for block in stages.blocks("dpsgd")]
+    assert runs == [[0, 1], [2]]
+
+
+def test_sources_are_followed_through_imports(tmp_path):
+    package = tmp_path / "package"
+    package.mkdir()
+    files = {
+        "script.py": "import numpy\nimport _helper\nfrom package import a, store\n",
+        "_helper.py": "def late():\n    import package.b\n",
+        "_other.py": "",
+        "package/a.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from package.d import D\n",
+        "package/b.py": "from package.c import C\n",
+        "package/c.py": "from package import b\n",
+        "package/d.py": "",
+        "package/store.py": "from package import d\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = _stages.sources(tmp_path / "script.py", package)
+    assert found[0] == tmp_path / "script.py"
+    assert {path.stem for path in found} == {"script", "_helper", "a", "b", "c"}
+
+
+def test_importing_the_scripts_modules_computes_nothing():
+    """Or XLA would have read its flags before `configure_xla` sets them."""
+    names = {p.stem for p in (ROOT / "metacanary").glob("*.py")} - {"__init__", "cifar"}
+    code = f"import {', '.join(f'metacanary.{name}' for name in sorted(names))}; import jax._src.xla_bridge as bridge; "
+    code += "assert not bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_configure_xla_keeps_the_users_flags_last(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    monkeypatch.setenv("NPROC", "7")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
+    _job.configure_xla(1)
+    flags = os.environ["XLA_FLAGS"].split()
+    assert "--xla_cpu_multi_thread_eigen=false" in flags
+    assert flags[-1] == "--xla_gpu_deterministic_ops=false"
+    assert os.environ["NPROC"] == "1"
+
+
+@pytest.mark.filterwarnings("always")
+def test_logged_copies_output_warnings_and_errors(tmp_path, capsys):
+    def work():
+        with _job.logged(tmp_path / "logs" / "job.log"):
+            print("printed")
+            print("\r50%\r100%", file=sys.stderr)
+            warnings.warn("warned", stacklevel=1)
+            logging.getLogger("metacanary").error("logged")
+            raise ValueError("raised")
+
+    with pytest.raises(ValueError, match="raised"):
+        work()
+    log = (tmp_path / "logs" / "job.log").read_text(encoding="utf-8")
+    for text in ("printed", "\n50%\n100%", "warned", "logged", "ValueError: raised", "Traceback"):
+        assert text in log
+    captured = capsys.readouterr()
+    assert captured.out == "printed\n"
+    assert "\r50%\r100%" in captured.err
+    assert "Traceback" not in captured.err  # Python prints it when the error ends the script
+
+
+def test_check_inputs_refuses_another_config(tmp_path):
+    store.write_npz(tmp_path / "canaries.npz", {}, {"config_digest": "old"})
+    settings = {"inputs": {"canaries": "new"}}
+    job = _job.Job(input={"canaries": tmp_path / "canaries.npz"}, output=None, settings=settings, params=None)
+    with pytest.raises(ValueError, match=r"was made with another config \(digest old, expected new\)"):
+        job.check_inputs()
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ROOT / "config" / "digits.yaml", {"optimize_canaries": 1, "collect_epsilon": 1}),
+        (None, {"make_canaries": 2, "train_audit_models": 90, "score_membership": 90, "compute_epsilon": 18}),
+    ],
+)
+def test_dry_run_plans_every_rule(tmp_path, config, expected):
+    planned = snakemake(tmp_path, "--dry-run", config=config)
+    assert planned.status == 0, planned.text
+    jobs = counts(planned.text)
+    assert sorted(jobs) == sorted(RULES)
+    assert {name: jobs[name] for name in expected} == expected
+    assert jobs["train_audit_models"] == jobs["score_membership"]
+
+
+def test_lint_is_clean(tmp_path):
+    linted = snakemake(tmp_path, "--lint")
+    assert linted.status == 0, linted.text
+    assert "Congratulations" in linted.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": -1}, "config error: seed: got -1, expected a number >= 0"),
+        (
+            {"trainings__sgd__canaries": ["clipbkd"]},
+            "config error: trainings.sgd.canaries: got 'clipbkd', "
+            "expected one of random, metagradient (canaries.kinds)",
+        ),
+    ],
+)
+def test_wrong_config_ends_in_one_line_before_anything_is_written(tmp_path, changes, expected):
+    config = changed(tmp_path, **changes)
+    refused = snakemake(tmp_path / "run", config=config)
+    assert refused.status == 1
+    lines = [line for line in refused.text.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert lines == [expected]
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {".snakemake"}  # Snakemake's own log
+
+
+def test_tiny_run_audits_every_cell(tiny):
+    table = store.read_csv(tiny / "results/tiny/summary/epsilon.csv")
+    assert tuple(table.columns) == summary.COLUMNS
+    cells = table[["canary", "training", "epsilon", "step"]].drop_duplicates()
+    expected = {("random", "sgd", np.inf, 2), ("random", "sgd", np.inf, 4), ("random", "dpsgd", 8.0, 3)}
+    expected |= {("metagradient", "sgd", np.inf, 2), ("metagradient", "sgd", np.inf, 4)}
+    assert set(cells.itertuples(index=False, name=None)) == expected
+    private = table[table["training"] == "dpsgd"]
+    assert set(private["run"]) == {"0", "1", "2", "pooled"}
+    assert set(private["adjacency"]) == {"replace_one"}
+    assert (table["epsilon_lower"] <= table["ceiling"]).all()
+
+
+def test_tiny_run_leaves_every_target_and_no_checkpoint(tiny):
+    results = tiny / "results" / "tiny"
+    for name in ("table1.csv", "table1.md", "table1.tex", "table2.csv", "table2.md", "table2.tex"):
+        assert (results / "tables" / name).stat().st_size > 0
+    for name in ("figure1.pdf", "figure1.png", "figure2.pdf", "figure2.png"):
+        assert (results / "figures" / name).stat().st_size > 0
+    assert [path for path in (results / "checkpoints").rglob("*") if path.is_file()] == []
+
+
+def test_tiny_run_says_how_each_result_was_made(tiny, stages):
+    results = tiny / "results" / "tiny"
+    tables = [path for path in results.rglob("*.csv") if path.parent.name != "benchmarks"]
+    for path in [*tables, *results.rglob("*.npz"), *results.rglob("*.pdf")]:
+        made = store.read_provenance(path)
+        assert made["config_digest"] == store.digest(made["settings"]), path
+        assert made["wall_seconds"] > 0
+        assert made["device"]["platform"] == "cpu"
+    models = store.read_provenance(results / "models/digits/random/dpsgd/eps8/block1.npz")
+    assert models["config_digest"] == stages.digest("models", **{**CELL, "block": "1"})
+
+
+def test_tiny_run_flips_the_coins_of_its_game(tiny):
+    models = tiny / "results" / "tiny" / "models" / "digits"
+    random, _ = store.read_npz(models / "random/sgd/epsinf/block0.npz")
+    optimized, _ = store.read_npz(models / "metagradient/sgd/epsinf/block0.npz")
+    np.testing.assert_array_equal(random["included"], optimized["included"])
+    assert not np.array_equal(random["included"][0], random["included"][1])
+    paired, _ = store.read_npz(models / "random/dpsgd/eps8/block0.npz")
+    np.testing.assert_array_equal(paired["included"][:, ::2], ~paired["included"][:, 1::2])
+    assert paired["noise_multiplier"][0] > 0
+
+
+def test_tiny_run_shows_progress_in_log_and_terminal(tiny):
+    bar = re.compile(r"metagradient: 100%.* 80/80 \[.*(step/s|s/step)")
+    log = tiny / "results/tiny/logs/optimize_canaries/digits/metagradient.log"
+    assert bar.search(log.read_text(encoding="utf-8"))
+    assert bar.search((tiny / "log").read_text(encoding="utf-8"))
+
+
+def test_finished_run_has_nothing_to_do(tiny):
+    assert "Nothing to be done" in snakemake(tiny, "--dry-run").text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"figures__figure2_auditor": "fdp_gaussian"}, {"plot_figure2": 1}),
+        (
+            {"audit__guess_fraction": 1.0},
+            {"compute_epsilon": 3, "collect_epsilon": 1, "make_table1": 1, "make_table2": 1, "plot_figure2": 1},
+        ),
+    ],
+)
+def test_changed_option_reruns_what_depends_on_it(tiny, tmp_path, changes, expected):
+    planned = snakemake(tiny, "--dry-run", config=changed(tmp_path, **changes))
+    assert counts(planned.text) == {**expected, "all": 1}, planned.text
+
+
+def test_results_of_another_config_are_refused(copied, tmp_path):
+    """Where Snakemake is told not to look at params."""
+    only = ["--rerun-triggers", "mtime", "--allowed-rules", "collect_epsilon", "--force", "--"]
+    config = changed(tmp_path, audit__guess_fraction=1.0)
+    refused = snakemake(copied, *only, "results/tiny/summary/epsilon.csv", config=config)
+    assert refused.status == 1
+    assert re.search(r"ValueError: path='.*/epsilon.csv' was made with another config \(digest ", refused.text)
+
+
+def kill_after_checkpoint(folder, checkpoints, *arguments):
+    """Starts Snakemake and kills it, with its jobs, when a checkpoint appears."""
+    run = subprocess.Popen(
+        command(folder, *arguments), env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=-3
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list((folder / checkpoints).rglob("*.npz")):
+            assert run.poll() is None, "ended before there was a checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+
+
+def test_killed_optimization_goes_on_to_the_same_canaries(tiny, tmp_path):
+    """SIGKILL after some metasteps; then the same command, as after a crash: unlocked, and to the same bits."""
+    canaries = Path("results/tiny/canaries/digits/metagradient/canaries.npz")
+    shutil.copytree(tiny / "results/data", tmp_path / "results/data")
+    kill_after_checkpoint(tmp_path, "results/tiny/checkpoints", "--", canaries)
+    (checkpoint,) = (tmp_path / "results/tiny/checkpoints").rglob("*.npz")
+    step = int(store.read_npz(checkpoint)[0]["leaf['step']"])
+    assert 1 <= step < 20
+    assert not (tmp_path / canaries).exists()
+    assert snakemake(tmp_path, "--unlock").status == 0
+    resumed = snakemake(tmp_path, "--", canaries)
+    assert resumed.status == 0, resumed.text
+    assert re.search(rf"goes on from .*state.npz, after metastep {step}\n", resumed.text)
+    expected, found = store.read_npz(tiny / canaries)[0], store.read_npz(tmp_path / canaries)[0]
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert not checkpoint.exists()
+
+
+def test_report_is_written_offline(copied):
+    written = snakemake(copied, "--report", "report.html")
+    assert written.status == 0, written.text
+    assert "Lower bounds" in (copied / "report.html").read_text(encoding="utf-8")

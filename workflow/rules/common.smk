@@ -1,0 +1,99 @@
+# For all rules: the checked config, paths and wildcards, targets, and what a result depends on.
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import validate
+
+SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
+sys.path.insert(0, str(SCRIPTS))
+
+import _config
+import _stages
+from metacanary import store
+
+try:
+    validate(config, "../schemas/config.schema.yaml")
+    _config.check(config)
+except (WorkflowError, ValueError) as error:
+    # Not raised, since Snakemake would add the places in this file that it passed through.
+    sys.exit(f"config error: {_config.one_line(error)}")
+
+
+STAGES = _stages.Stages(config)
+CELL = "{dataset}/{canary}/{training}/eps{epsilon}"
+
+
+pathvars:
+    results=config["results_dir"],
+    data=config["data_dir"],
+    logs="<results>/logs",
+    benchmarks="<results>/benchmarks",
+    cell=CELL,
+
+
+wildcard_constraints:
+    dataset=_config.either(config["datasets"]),
+    canary=_config.either(config["canaries"]["kinds"]),
+    training=_config.either(config["trainings"]),
+    epsilon=r"inf|[0-9.e-]+",
+    block=r"\d+",
+
+
+KINDS = config["canaries"]["kinds"]
+OPTIMIZED = [name for name in KINDS if KINDS[name]["family"] == "metagradient"]
+PLAIN = [name for name in KINDS if name not in OPTIMIZED]
+
+
+def sources(script):
+    """Digests the code of a script and of all modules that it imports, without comments and docstrings."""
+    return store.code_digest(_stages.sources(SCRIPTS / script, Path(workflow.basedir, "metacanary")))
+
+
+def settings(stage):
+    """Makes a params function: all settings that a stage's result depends on."""
+    return lambda wildcards: STAGES.settings(stage, **dict(wildcards.items()))
+
+
+def config_digest(stage):
+    """Makes a params function: the digest of these settings."""
+    return lambda wildcards: STAGES.digest(stage, **dict(wildcards.items()))
+
+
+def checkpoints(stage):
+    """Makes a params function: the folder for a job's checkpoints, which are no declared output."""
+    return lambda wildcards: str(Path(config["results_dir"], "checkpoints", stage, *wildcards))
+
+
+def scaled(amount):
+    """Makes a resources function: the amount in the first attempt, twice and three times it in those after."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def in_cells(pattern):
+    """Fills a path with every cell of the matrix."""
+    return list(dict.fromkeys(pattern.replace("<cell>", CELL).format(**cell) for cell in STAGES.cells()))
+
+
+def in_blocks(pattern, cell):
+    """Fills a path with a cell and every block of it."""
+    blocks = STAGES.blocks(cell["training"])
+    return [pattern.replace("<cell>", CELL).format(**cell, block=block) for block in blocks]
+
+
+def of_cell(pattern):
+    """Makes an input function: a path for every block of the job's cell."""
+    return lambda wildcards: in_blocks(pattern, dict(wildcards.items()))
+
+
+TABLES = {name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"]) for name in ("table1", "table2")}
+FIGURES = {name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"]) for name in ("figure1", "figure2")}
+TARGETS = {
+    "canaries": in_cells("<results>/canaries/{dataset}/{canary}/canaries.npz"),
+    "models": [path for cell in STAGES.cells() for path in in_blocks("<results>/models/<cell>/block{block}.npz", cell)],
+    "audits": in_cells("<results>/audits/<cell>/epsilon.csv"),
+    "tables": sum(TABLES.values(), []),
+    "figures": sum(FIGURES.values(), []),
+    **TABLES,
+    **FIGURES,
+}

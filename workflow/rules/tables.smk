@@ -1,0 +1,55 @@
+# summary/epsilon.csv -> tables/table1, table2: csv, md, tex
+
+
+rule make_table1:
+    input:
+        summary="<results>/summary/epsilon.csv",
+    output:
+        csv=report("<results>/tables/table1.csv", caption="../report/table1.rst", category="Tables"),
+        markdown="<results>/tables/table1.md",
+        latex="<results>/tables/table1.tex",
+    log:
+        "<logs>/make_table1.log",
+    benchmark:
+        "<benchmarks>/make_table1.tsv"
+    conda:
+        "../../envs/metacanary.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(10),
+    params:
+        settings=settings("table1"),
+        config_digest=config_digest("table1"),
+        code=sources("make_table1.py"),
+    message:
+        "Making table 1"
+    script:
+        "../scripts/make_table1.py"
+
+
+rule make_table2:
+    input:
+        summary="<results>/summary/epsilon.csv",
+    output:
+        csv=report("<results>/tables/table2.csv", caption="../report/table2.rst", category="Tables"),
+        markdown="<results>/tables/table2.md",
+        latex="<results>/tables/table2.tex",
+    log:
+        "<logs>/make_table2.log",
+    benchmark:
+        "<benchmarks>/make_table2.tsv"
+    conda:
+        "../../envs/metacanary.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(10),
+    params:
+        settings=settings("table2"),
+        config_digest=config_digest("table2"),
+        code=sources("make_table2.py"),
+    message:
+        "Making table 2"
+    script:
+        "../scripts/make_table2.py"

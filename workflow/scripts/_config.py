@@ -1,0 +1,174 @@
+"""Checks of the config that a schema cannot express, and error messages of one line.
+
+Used while the workflow is parsed, before anything is computed or written.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jsonschema import ValidationError
+
+from metacanary import data
+
+Config = Mapping[str, Any]
+
+EXPECTED = {
+    "type": "{}",
+    "enum": "one of {}",
+    "const": "{}",
+    "minimum": "a number >= {}",
+    "maximum": "a number <= {}",
+    "exclusiveMinimum": "a number > {}",
+    "exclusiveMaximum": "a number < {}",
+    "minItems": "at least {} item(s)",
+    "minProperties": "at least {} entry",
+    "uniqueItems": "no item twice",
+    "pattern": "text that matches {}",
+}
+
+
+def either(names: Iterable[str]) -> str:
+    """Builds a regular expression that matches the names and nothing else, and nothing at all if there are none."""
+    return "|".join(re.escape(name) for name in sorted(names)) or "(?!)"
+
+
+def one_line(error: Exception) -> str:
+    """Says in one line which key is wrong, what it holds, and what it should hold.
+
+    Args:
+      error: From `check`, or from `snakemake.utils.validate`, whose context is a jsonschema.ValidationError.
+    """
+    cause = error.__context__ if isinstance(error.__context__, ValidationError) else error
+    if not isinstance(cause, ValidationError):
+        return " ".join(str(error).split())
+    where = ".".join(key for key in cause.absolute_path if isinstance(key, str)) or "top level"
+    if cause.validator == "additionalProperties":
+        return f"{where}: {_unknown(cause)}"
+    if cause.validator == "required":
+        missing = next(key for key in cause.validator_value if key not in cause.instance)
+        return f"{where}: expected a key {missing!r}"
+    expected = cause.validator_value
+    expected = " or ".join(map(str, expected)) if isinstance(expected, list) else expected
+    text = EXPECTED.get(str(cause.validator), "{}").format(expected)
+    return f"{where}: got {cause.instance!r}, expected {text}{_yaml_hint(cause.instance)}"
+
+
+def check(config: Config) -> None:
+    """Checks what keys say of each other.
+
+    Args:
+      config: A config that fits the schema, defaults filled in.
+
+    Raises:
+      ValueError: For the first key that contradicts another or the data sets, as one line.
+    """
+    for dataset in config["datasets"]:
+        _check_dataset(config, dataset)
+    for name, kind in config["canaries"]["kinds"].items():
+        if kind["family"] == "metagradient":
+            _check_game(f"canaries.kinds.{name}.game", kind["game"], config)
+    for name, training in config["trainings"].items():
+        _check_training(f"trainings.{name}", training, config)
+    _check_figures(config)
+
+
+def require(condition: bool, where: str, got: Any, expected: str) -> None:
+    """Raises the ValueError of a wrong key."""
+    if not condition:
+        raise ValueError(f"{where}: got {got!r}, expected {expected}")
+
+
+def _check_dataset(config: Config, name: str) -> None:
+    """Checks sizes against a data set."""
+    require(name in data.names(), "datasets", name, f"one of {', '.join(data.names())}")
+    source, num_canaries, size = data.SOURCES[name], config["canaries"]["num_canaries"], config["image_size"]
+    least = max(source.image_shape[:2])
+    require(
+        num_canaries <= source.num_train,
+        "canaries.num_canaries",
+        num_canaries,
+        f"at most the {source.num_train} training images of {name}",
+    )
+    require(size is None or size >= least, "image_size", size, f"null or at least {least}, as stored in {name}")
+    others = source.num_train - num_canaries
+    for where, options in _sgd_options(config):
+        batch_size = options["batch_size"]
+        require(batch_size <= others, f"{where}.batch_size", batch_size, f"at most the {others} images of {name}")
+
+
+def _sgd_options(config: Config) -> Iterable[tuple[str, Config]]:
+    """Lists the options of all trainings without privacy, with where they stand."""
+    for name, kind in config["canaries"]["kinds"].items():
+        if kind["family"] == "metagradient":
+            yield f"canaries.kinds.{name}.training", kind["training"]
+    for name, training in config["trainings"].items():
+        if training["algorithm"] == "sgd":
+            yield f"trainings.{name}.options", training["options"]
+
+
+def _check_game(where: str, game: str, config: Config) -> None:
+    """Checks that canaries can be paired where they are to be."""
+    num_canaries = config["canaries"]["num_canaries"]
+    require(
+        game != "paired" or num_canaries % 2 == 0,
+        "canaries.num_canaries",
+        num_canaries,
+        f"an even number, since {where} is paired",
+    )
+
+
+def _check_training(where: str, training: Config, config: Config) -> None:
+    """Checks a training recipe."""
+    kinds = config["canaries"]["kinds"]
+    for kind in training["canaries"]:
+        require(kind in kinds, f"{where}.canaries", kind, f"one of {', '.join(kinds)} (canaries.kinds)")
+    for epsilon in map(float, training["epsilons"]):
+        private = training["algorithm"] == "dpsgd"
+        expected = "a finite number for dpsgd" if private else "inf for sgd, which is not private"
+        require(math.isfinite(epsilon) == private, f"{where}.epsilons", epsilon, expected)
+    steps, last = training["snapshots"], training["options"]["num_steps"]
+    require(
+        steps == sorted(steps) and steps[-1] == last,
+        f"{where}.snapshots",
+        steps,
+        f"ascending steps of which the last is num_steps = {last}",
+    )
+    _check_game(f"{where}.game", training["game"], config)
+
+
+def _check_figures(config: Config) -> None:
+    """Checks that what figures and tables show is there."""
+    figures, scores, trainings = config["figures"], config["audit"]["scores"], config["trainings"]
+    for key, known in (
+        ("figure1_dataset", config["datasets"]),
+        ("figure1_canary", config["canaries"]["kinds"]),
+        ("figure2_dataset", config["datasets"]),
+        ("figure2_training", trainings),
+        ("figure2_score", scores),
+    ):
+        require(figures[key] in known, f"figures.{key}", figures[key], f"one of {', '.join(known)}")
+    score = config["tables"]["score"]
+    require(score in scores, "tables.score", score, f"one of {', '.join(scores)}")
+    epsilons = trainings[figures["figure2_training"]]["epsilons"]
+    shown = figures["figure2_epsilon"]
+    require(float(shown) in map(float, epsilons), "figures.figure2_epsilon", shown, f"one of {epsilons}")
+
+
+def _unknown(error: ValidationError) -> str:
+    """Names the unknown key and the known one that is nearest to it."""
+    known = {*error.schema.get("properties", {})}
+    patterns = error.schema.get("patternProperties", {})
+    key = next(k for k in error.instance if k not in known and not any(re.search(p, k) for p in patterns))
+    close = difflib.get_close_matches(key, known, n=1)
+    if not known:
+        return f"got the name {key!r}, expected one that matches {' or '.join(patterns)}"
+    return f"unknown key {key!r}, " + (f"did you mean {close[0]!r}?" if close else f"expected {sorted(known)}")
+
+
+def _yaml_hint(value: Any) -> str:
+    """Explains the commonest surprise of YAML: 1e-5 is text, 1.0e-5 a number."""
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", value)
+    return f" (YAML takes {value} for text: write {float(value):.1e})" if is_number else ""

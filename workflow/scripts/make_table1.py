@@ -1,0 +1,12 @@
+"""Makes table 1: summary/epsilon.csv -> table1.csv, table1.md, table1.tex."""
+
+from _job import running
+
+from metacanary import store, tables
+
+if __name__ == "__main__":
+    with running(snakemake) as job:
+        options = {name: job.settings[name] for name in ("protocol", "score")}
+        table = tables.table1(store.read_csv(job.input.summary), **options)
+        tables.write(table, *job.output, provenance=job.provenance())
+        print(tables.text(table))

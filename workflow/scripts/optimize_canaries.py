@@ -1,0 +1,81 @@
+"""Optimises canaries by metagradient descent: data set -> canaries.npz, history.csv.
+
+The state goes to a checkpoint after every metastep; a killed job goes on from there, to the same canaries bit by bit.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import _build
+import numpy as np
+import pandas as pd
+from _job import progress, running
+
+from metacanary import canaries, data, objectives, recipes, store
+
+HISTORY = ("metastep", "objective", "auroc", "seconds")
+
+
+def optimization(kind: dict[str, Any]) -> canaries.Optimization:
+    """The settings of `canaries.optimize` from those of a canary kind."""
+    objective, update = dict(kind["objective"]), dict(kind["update"])
+    return canaries.Optimization(
+        objective=objectives.OBJECTIVES[objective.pop("name")](**objective),
+        update=canaries.UPDATES[update.pop("name")](**update),
+        recipe=recipes.SGD(**_build.recipe_options(kind["training"])),
+        num_metasteps=kind["num_metasteps"],
+        num_splits=kind["num_splits"],
+        complement=kind["complement"],
+        branching=kind["branching"],
+    )
+
+
+def optimize_canaries(
+    settings: dict[str, Any], dataset: data.Dataset, checkpoint: Path
+) -> tuple[canaries.Canaries, pd.DataFrame]:
+    """Optimises canaries, from the checkpoint if there is one.
+
+    Returns:
+      The canaries, and a row per metastep: objective and AUROC before its update, and seconds.
+    """
+    kind = settings["kind"]
+    chosen, start = optimization(kind), _build.family(kind["start"], settings, dataset)
+    begin = canaries.MetaState(step=0, images=start.images, optimizer=chosen.update.optimizer().init(start.images))
+    state, history = resumed(checkpoint, begin, np.full((chosen.num_metasteps, len(HISTORY)), np.nan))
+    work = chosen.num_trainings * chosen.recipe.num_steps
+    with progress(chosen.num_metasteps * work, "step", kind["family"], initial=state.step * work) as bar:
+        for reached, row in canaries.optimize(
+            chosen,
+            _build.model(kind["model"], len(dataset.class_names)),
+            _build.pool(settings, dataset, start),
+            start,
+            seed=settings["optimization_seed"],
+            game=kind["game"],
+            resume=state,
+            on_step=lambda phase, step: bar.update(phase == "backward"),
+        ):
+            state = reached
+            history[state.step - 1] = [row[name] for name in HISTORY]
+            store.write_tree(checkpoint, {**vars(state), "history": history}, {})
+            bar.set_postfix(metastep=state.step, objective=row["objective"], auroc=row["auroc"], refresh=False)
+    return dataclasses.replace(start, images=state.images), pd.DataFrame(history, columns=list(HISTORY))
+
+
+def resumed(checkpoint: Path, begin: canaries.MetaState, history: np.ndarray) -> tuple[canaries.MetaState, np.ndarray]:
+    """The state and the history of a checkpoint, or those of the beginning if there is none."""
+    if not checkpoint.exists():
+        return begin, history
+    saved = store.read_tree(checkpoint, {**vars(begin), "history": history})
+    print(f"goes on from {checkpoint}, after metastep {saved['step']}")
+    return canaries.MetaState(**{name: saved[name] for name in vars(begin)}), saved["history"]
+
+
+if __name__ == "__main__":
+    with running(snakemake) as job:
+        dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
+        made, history = optimize_canaries(job.settings, dataset, job.checkpoints / "state.npz")
+        provenance = job.provenance(seed=job.settings["optimization_seed"], class_names=dataset.class_names)
+        store.write_csv(job.output.history, history.astype({"metastep": int}), provenance)
+        store.write_npz(job.output.canaries, made.arrays(), provenance)
+        job.discard_checkpoints()

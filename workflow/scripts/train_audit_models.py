@@ -1,0 +1,112 @@
+"""Trains a block of audited models: data set, canaries.npz -> block.npz.
+
+Finished runs, and the run under way once a minute, go to checkpoints; a killed job goes on from there.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import _build
+import flax.linen as nn
+import jax
+import numpy as np
+from _job import progress, running
+from flax.traverse_util import flatten_dict
+
+from metacanary import accounting, canaries, data, recipes, store, training
+
+Recipe = recipes.SGD | recipes.DPSGD
+
+
+def recipe(settings: dict[str, Any]) -> Recipe:
+    """The recipe of a training; the noise of DP-SGD is what its target epsilon needs."""
+    options = _build.recipe_options(settings["options"])
+    if settings["algorithm"] == "sgd":
+        return recipes.SGD(**options)
+    noise = accounting.noise_multiplier(
+        epsilon=float(settings["epsilon"]),
+        sampling_prob=options["sampling_prob"],
+        num_steps=options["num_steps"],
+        delta=settings["delta"],
+        accountant=settings["accountant"],
+    )
+    print(f"noise multiplier {noise:.4g} for epsilon {settings['epsilon']} at delta {settings['delta']}")
+    return recipes.DPSGD(**options, noise_multiplier=noise)
+
+
+def train_run(
+    settings: dict[str, Any],
+    chosen: Recipe,
+    model: nn.Module,
+    dataset: data.Dataset,
+    inserted: canaries.Canaries,
+    **options: Any,
+) -> dict[str, np.ndarray]:
+    """Trains one model on its own coins.
+
+    Args:
+      settings: Of the job.
+      chosen: What to train with.
+      model: The network.
+      dataset: Its training images make the pool, its test images the accuracy.
+      inserted: The canaries.
+      **options: seed, checkpoint, on_step of `training.train`.
+
+    Returns:
+      included [m], test_accuracy [S], noise_multiplier [], params/<path> [S, ...] of S snapshots.
+    """
+    included = training.coins(options["seed"], len(inserted.id), settings["game"])
+    pool = _build.pool(settings, dataset, inserted)
+    snapshots = training.train(
+        chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], **options
+    )
+    trees = [snapshots[step] for step in settings["snapshots"]]
+    test_images = _build.images(dataset, "test", settings["image_size"])
+    accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+    return {
+        "included": included,
+        "test_accuracy": np.array(accuracies),
+        "noise_multiplier": np.array(getattr(chosen, "noise_multiplier", 0.0)),
+        **{f"params/{path}": leaf for path, leaf in flatten_dict(stacked, sep="/").items()},
+    }
+
+
+def train_block(
+    settings: dict[str, Any], dataset: data.Dataset, inserted: canaries.Canaries, checkpoints: Path
+) -> dict[str, np.ndarray]:
+    """Trains the runs of a block, one after the other.
+
+    Returns:
+      The arrays of block.npz: run [K], step [S], canary_id [m], and those of `train_run`, stacked over runs.
+    """
+    chosen, model = recipe(settings), _build.model(settings["model"], len(dataset.class_names))
+    runs = []
+    with progress(len(settings["runs"]) * chosen.num_steps, "step", "train") as bar:
+        for index, (run, seed) in enumerate(zip(settings["runs"], settings["seeds"], strict=True)):
+            finished = checkpoints / f"run{run}.npz"
+            if not finished.exists():
+                arrays = train_run(
+                    settings,
+                    chosen,
+                    model,
+                    dataset,
+                    inserted,
+                    seed=seed,
+                    checkpoint=checkpoints / f"run{run}-training.npz",
+                    on_step=lambda done, before=index * chosen.num_steps: bar.update(before + done - bar.n),
+                )
+                store.write_npz(finished, arrays, {})
+            runs.append(store.read_npz(finished)[0])
+            bar.set_postfix(run=run, test_accuracy=runs[-1]["test_accuracy"][-1], refresh=False)
+    index = {"run": settings["runs"], "step": settings["snapshots"], "canary_id": inserted.id}
+    return {**index, **{name: np.stack([arrays[name] for arrays in runs]) for name in runs[0]}}
+
+
+if __name__ == "__main__":
+    with running(snakemake) as job:
+        dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
+        inserted = canaries.Canaries.from_arrays(store.read_npz(job.input.canaries)[0])
+        block = train_block(job.settings, dataset, inserted, job.checkpoints)
+        store.write_npz(job.output.models, block, job.provenance(seed=job.settings["seeds"]))
+        job.discard_checkpoints()
