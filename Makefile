@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report test test-all check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish test test-all check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ demo: setup  ## the whole pipeline on handwritten digits, then its tables
 
 report: setup  ## the demo's results, code and statistics in one HTML file
 	$(SNAKEMAKE) --cores 1 --configfile $(DEMO) --report $(DEMO_RESULTS)/report.html
+
+publish: setup  ## copy the demo's results to docs/results and its tables into the README
+	$(BIN)/python -m metacanary.publish $(DEMO_RESULTS)
 
 test: setup  ## the tests that need neither a GPU nor many minutes
 	$(BIN)/python -m pytest -n $(CORES)

@@ -55,33 +55,6 @@ class Dataset:
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.class_names):
                 raise ValueError(f"{split}_labels reach {labels.max()}, expected 0..{len(self.class_names) - 1}")
 
-    def floats(self, split: str, image_size: int | None = None) -> np.ndarray:
-        """Returns the images of a split in the pixel domain [0, 1].
-
-        Args:
-          split: "train" or "test".
-          image_size: Height and width to enlarge to by bilinear interpolation (pixel centres at
-            half-integers, edges repeated: as `jax.image.resize` does); None for as stored.
-
-        Returns:
-          float32 [n, height, width, channels].
-
-        Raises:
-          ValueError: For another split, and for an image_size below the stored one.
-
-        Guarantees:
-          Every value lies in [0, 1], and its bits depend on neither machine nor device.
-        """
-        if split not in ("train", "test"):
-            raise ValueError(f"split={split!r}, expected 'train' or 'test'")
-        images = getattr(self, f"{split}_images").astype(np.float32)
-        images /= np.float32(255)
-        if image_size is None:
-            return images
-        if image_size < max(images.shape[1:3]):
-            raise ValueError(f"image_size={image_size}, expected at least the stored {images.shape[1:3]}")
-        return _enlarge(_enlarge(images, 1, image_size), 2, image_size).clip(0, 1)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -197,17 +170,6 @@ def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
     if list(array.shape) != expected["shape"] or (array.ndim == 1 and sha256(array) != expected["sha256"]):
         raise ValueError(f"{os.fspath(path)!r} is not what provenance.json says: delete {os.fspath(path.parent)!r}")
     return array
-
-
-def _enlarge(images: np.ndarray, axis: int, size: int) -> np.ndarray:
-    """Interpolates linearly along an axis, in NumPy: its elementwise arithmetic is the same everywhere."""
-    stored = images.shape[axis]
-    position = np.clip((np.arange(size) + 0.5) * stored / size - 0.5, 0, stored - 1)
-    low = np.floor(position).astype(np.intp)
-    shape = [size if i == axis else 1 for i in range(images.ndim)]
-    weight = (position - low).astype(np.float32).reshape(shape)
-    high = np.minimum(low + 1, stored - 1)
-    return images.take(low, axis) * (1 - weight) + images.take(high, axis) * weight
 
 
 def _fetch_digits(source: Source, data_dir: Path) -> Arrays:

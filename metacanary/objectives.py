@@ -7,10 +7,23 @@ differentiable.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+
+
+class Objective(Protocol):
+    """What `optimization.optimize` minimises; hashable, so that it is compiled once."""
+
+    def __call__(self, logits: jax.Array, labels: jax.Array, included: jax.Array) -> jax.Array:
+        """A differentiable scalar of logits [m, k], labels [m] and coins [m]."""
+        ...
+
+    def __hash__(self) -> int:
+        """Equal settings, equal hash."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

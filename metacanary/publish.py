@@ -73,7 +73,7 @@ def _seconds_by_rule(benchmarks: Path) -> dict[str, float]:
     for path in sorted(benchmarks.rglob("*.tsv")):
         rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
         for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-            seconds[rule] = round(seconds.get(rule, 0.0) + float(line.split("\t")[0]), 1)
+            seconds[rule] = round(seconds.get(rule, 0.0) + float(line.split("\t")[0]), 2)
     return seconds
 
 

@@ -15,7 +15,6 @@ import tarfile
 import threading
 import time
 
-import jax
 import numpy as np
 import pytest
 from sklearn import datasets
@@ -227,36 +226,6 @@ def test_verify_counts_and_prefix():
     arrays["train_images"][6] += 1
     with pytest.raises(ValueError, match=r"train_images\[:7\]"):
         source.verify(arrays, "here")
-
-
-@pytest.mark.parametrize("image_size", [8, 16, 20, 32])
-def test_floats_match_jax_resize(digits_dir, image_size):
-    digits = data.load("digits", digits_dir)
-    images = digits.test_images.astype(np.float32) / np.float32(255)
-    expected = jax.image.resize(images, (360, image_size, image_size, 1), "bilinear")
-    found = digits.floats("test", image_size)
-    assert found.dtype == np.float32
-    # A few roundings of values up to 1 in float32 (6e-8 each).
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-7)
-    assert found.min() >= 0
-    assert found.max() <= 1
-
-
-def test_floats_as_stored(digits_dir):
-    digits = data.load("digits", digits_dir)
-    found = digits.floats("train")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, np.divide(digits.train_images, 255, dtype=np.float32))
-    found[:] = 0  # a copy of one's own
-
-
-@pytest.mark.parametrize(
-    ("split", "image_size", "match"),
-    [("validation", None, "split='validation'"), ("train", 7, "image_size=7, expected at least")],
-)
-def test_floats_refuses(digits_dir, split, image_size, match):
-    with pytest.raises(ValueError, match=match):
-        data.load("digits", digits_dir).floats(split, image_size)
 
 
 @pytest.mark.parametrize(

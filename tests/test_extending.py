@@ -147,7 +147,7 @@ def test_extended_workflow_runs(extended):
     assert np.bincount(dataset.train_labels).tolist() == [832, 832]
 
     made, _ = store.read_npz(results / "canaries/photo_patches/inverted/canaries.npz")
-    sources = dataset.floats("train")[made["source_index"]]
+    sources = dataset.train_images[made["source_index"]] / np.float32(255)
     np.testing.assert_array_equal(made["source_images"], sources)
     np.testing.assert_array_equal(made["images"], 1 - sources)
     np.testing.assert_array_equal(made["label"], dataset.train_labels[made["source_index"]])

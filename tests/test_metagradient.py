@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary import canaries, metagradient, models, training
+from metacanary import families, metagradient, models, optimization, training
 from metacanary.metagradient import replay
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import SGD, Schedule
@@ -63,7 +63,7 @@ def audit():
     """Canaries through a real run: convnet, Nesterov momentum, weight decay, one cycle; all in float64."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, size=(30, 4, 4, 1), dtype=np.uint8), rng.integers(0, 3, size=30)
-    table = canaries.make("mislabeled", images, labels, num_canaries=6, num_classes=3, seed=0)
+    table = families.make("mislabeled", images, labels, num_canaries=6, num_classes=3, seed=0)
     pool = training.Pool.make(images, labels, table.source_index, table.label)
     model = models.build("convnet", num_classes=3, widths=[4])
     recipe = SGD(
@@ -76,7 +76,7 @@ def audit():
         schedule=Schedule(name="one_cycle"),
     )
     step_fn = training.sgd_step(recipe, model)
-    objective_fn = canaries._objective_fn(SmoothAUROC(temperature=1.0), model)
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
     state = training.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
 
     def detached(state, pixels, t):  # trap 1: the path through training is dropped
@@ -216,12 +216,22 @@ def test_replay_with_enough_memory_recomputes_nothing(counted, num_steps, branch
     assert (counted["step"], Tracked.peak) == (num_steps, num_steps + 1)
 
 
-def test_replay_recomputes_in_this_order():
-    """Eight steps, arity 2: held are s0 and s4; then s6, s7 | s5 | s2, s3 | s1 are recomputed, each when needed."""
-    state, z = toy()
+@pytest.mark.parametrize(
+    ("num_steps", "branching", "expected"),
+    [
+        (8, 2, "f0 f1 f2 f3 f4 f5 f6 f7 | f4 f5 f6 b7 b6 | f4 b5 b4 | f0 f1 f2 b3 b2 | f0 b1 b0"),  # held: s0, s4
+        (7, 3, "f0 f1 f2 f3 f4 f5 f6 | b6 | f3 f4 b5 b4 b3 | f0 f1 b2 b1 b0"),  # held: s0, s3, s6
+        (3, 3, "f0 f1 f2 | b2 b1 b0"),
+    ],
+)
+def test_replay_recomputes_in_this_order(num_steps, branching, expected):
+    """Forward steps (f) and VJPs (b): parts are of ceil(n / k) steps, and a state is recomputed when it is needed."""
     calls = []
-    replay(toy_step, toy_objective, state, z, 8, branching=2, on_step=lambda phase, t: calls.append(f"{phase[0]}{t}"))
-    expected = "f0 f1 f2 f3 f4 f5 f6 f7 | f4 f5 f6 b7 b6 | f4 b5 b4 | f0 f1 f2 b3 b2 | f0 b1 b0"
+
+    def record(phase, t):
+        calls.append(f"{phase[0]}{t}")
+
+    replay(toy_step, toy_objective, *toy(), num_steps, branching=branching, on_step=record)
     assert calls == expected.replace("| ", "").split()
 
 

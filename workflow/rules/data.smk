@@ -19,7 +19,6 @@ rule download:
     params:
         settings=settings("dataset"),
         config_digest=config_digest("dataset"),
-        code=sources("download.py"),
     message:
         "Fetching and verifying {wildcards.dataset}"
     script:

@@ -3,9 +3,8 @@
 from typing import Any
 
 import flax.linen as nn
-import numpy as np
 
-from metacanary import canaries, data, models, recipes, training
+from metacanary import canaries, data, images, models, recipes, training
 
 Settings = dict[str, Any]
 
@@ -20,26 +19,7 @@ def recipe_options(options: Settings) -> Settings:
     return {**options, "schedule": recipes.Schedule(**options["schedule"])}
 
 
-def images(dataset: data.Dataset, split: str, image_size: int | None) -> np.ndarray:
-    """Images of a split as bytes [n, h, w, c], enlarged if so wished."""
-    if image_size is None:
-        return getattr(dataset, f"{split}_images")
-    return np.rint(dataset.floats(split, image_size) * 255).astype(np.uint8)
-
-
-def family(name: str, settings: Settings, dataset: data.Dataset) -> canaries.Canaries:
-    """The canaries of a family that needs no optimisation; all families share their source images."""
-    return canaries.make(
-        name,
-        images(dataset, "train", settings["image_size"]),
-        dataset.train_labels,
-        num_canaries=settings["num_canaries"],
-        num_classes=len(dataset.class_names),
-        seed=settings["seed"],
-    )
-
-
 def pool(settings: Settings, dataset: data.Dataset, chosen: canaries.Canaries) -> training.Pool:
     """The training images that are no canary's source."""
-    pixels = images(dataset, "train", settings["image_size"])
+    pixels = images.enlarge(dataset.train_images, settings["image_size"])
     return training.Pool.make(pixels, dataset.train_labels, chosen.source_index, chosen.label)

@@ -11,9 +11,11 @@ from typing import Any
 
 from jsonschema import ValidationError
 
-from metacanary import data
+from metacanary import data, families
 
 Config = Mapping[str, Any]
+
+METAGRADIENT = "metagradient"  # the family that is optimised; all others are in families.FAMILIES
 
 EXPECTED = {
     "type": "{}",
@@ -68,8 +70,7 @@ def check(config: Config) -> None:
     for dataset in config["datasets"]:
         _check_dataset(config, dataset)
     for name, kind in config["canaries"]["kinds"].items():
-        if kind["family"] == "metagradient":
-            _check_game(f"canaries.kinds.{name}.game", kind["game"], config)
+        _check_kind(f"canaries.kinds.{name}", kind, config)
     for name, training in config["trainings"].items():
         _check_training(f"trainings.{name}", training, config)
     _check_figures(config)
@@ -102,11 +103,21 @@ def _check_dataset(config: Config, name: str) -> None:
 def _sgd_options(config: Config) -> Iterable[tuple[str, Config]]:
     """Lists the options of all trainings without privacy, with where they stand."""
     for name, kind in config["canaries"]["kinds"].items():
-        if kind["family"] == "metagradient":
+        if kind["family"] == METAGRADIENT:
             yield f"canaries.kinds.{name}.training", kind["training"]
     for name, training in config["trainings"].items():
         if training["algorithm"] == "sgd":
             yield f"trainings.{name}.options", training["options"]
+
+
+def _check_kind(where: str, kind: Config, config: Config) -> None:
+    """Checks that families are known, and that canaries can be paired if they are optimised so."""
+    optimized, known = kind["family"] == METAGRADIENT, sorted(families.FAMILIES)
+    key = "start" if optimized else "family"
+    expected = ", ".join(known if optimized else [*known, METAGRADIENT])
+    require(kind[key] in known, f"{where}.{key}", kind[key], f"one of {expected}")
+    if optimized:
+        _check_game(f"{where}.game", kind["game"], config)
 
 
 def _check_game(where: str, game: str, config: Config) -> None:

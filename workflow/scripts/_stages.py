@@ -16,8 +16,9 @@ from metacanary import store
 Config = Mapping[str, Any]
 Settings = dict[str, Any]
 
-# How results are stored and jobs are run has no part in what they hold; if it counted, each change there would retrain.
-PLUMBING = {"store", "_job"}
+# How results are stored, jobs run and data sets fetched (and verified) has no part in what results hold; if it counted,
+# each change there would retrain.
+PLUMBING = {"store", "data", "_job"}
 
 
 def sources(script: Path, package: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import _build
+import _family
 from _job import running
 
 from metacanary import data, store
@@ -10,6 +10,6 @@ from metacanary import data, store
 if __name__ == "__main__":
     with running(snakemake) as job:
         dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
-        made = _build.family(job.settings["kind"]["family"], job.settings, dataset)
+        made = _family.canaries_of(job.settings["kind"]["family"], job.settings, dataset)
         provenance = job.provenance(seed=job.settings["seed"], class_names=dataset.class_names)
         store.write_npz(job.output.canaries, made.arrays(), provenance)

@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import _build
+import _family
 import numpy as np
 import pandas as pd
 from _job import progress, running
 
-from metacanary import canaries, data, objectives, recipes, store
+from metacanary import canaries, data, objectives, optimization, recipes, store
 
 HISTORY = ("metastep", "objective", "auroc", "seconds")
 
 
-def optimization(kind: dict[str, Any]) -> canaries.Optimization:
-    """The settings of `canaries.optimize` from those of a canary kind."""
+def settings_of(kind: dict[str, Any]) -> optimization.Optimization:
+    """The settings of `optimization.optimize` from those of a canary kind."""
     objective, update = dict(kind["objective"]), dict(kind["update"])
-    return canaries.Optimization(
+    return optimization.Optimization(
         objective=objectives.OBJECTIVES[objective.pop("name")](**objective),
-        update=canaries.UPDATES[update.pop("name")](**update),
+        update=optimization.UPDATES[update.pop("name")](**update),
         recipe=recipes.SGD(**_build.recipe_options(kind["training"])),
         num_metasteps=kind["num_metasteps"],
         num_splits=kind["num_splits"],
@@ -40,12 +41,12 @@ def optimize_canaries(
       The canaries, and a row per metastep: objective and AUROC before its update, and seconds.
     """
     kind = settings["kind"]
-    chosen, start = optimization(kind), _build.family(kind["start"], settings, dataset)
-    begin = canaries.MetaState(step=0, images=start.images, optimizer=chosen.update.optimizer().init(start.images))
+    chosen, start = settings_of(kind), _family.canaries_of(kind["start"], settings, dataset)
+    begin = optimization.MetaState(step=0, images=start.images, optimizer=chosen.update.optimizer().init(start.images))
     state, history = resumed(checkpoint, begin, np.full((chosen.num_metasteps, len(HISTORY)), np.nan))
     work = chosen.num_trainings * chosen.recipe.num_steps
     with progress(chosen.num_metasteps * work, "step", kind["family"], initial=state.step * work) as bar:
-        for reached, row in canaries.optimize(
+        for reached, row in optimization.optimize(
             chosen,
             _build.model(kind["model"], len(dataset.class_names)),
             _build.pool(settings, dataset, start),
@@ -62,13 +63,15 @@ def optimize_canaries(
     return dataclasses.replace(start, images=state.images), pd.DataFrame(history, columns=list(HISTORY))
 
 
-def resumed(checkpoint: Path, begin: canaries.MetaState, history: np.ndarray) -> tuple[canaries.MetaState, np.ndarray]:
+def resumed(
+    checkpoint: Path, begin: optimization.MetaState, history: np.ndarray
+) -> tuple[optimization.MetaState, np.ndarray]:
     """The state and the history of a checkpoint, or those of the beginning if there is none."""
     if not checkpoint.exists():
         return begin, history
     saved = store.read_tree(checkpoint, {**vars(begin), "history": history})
     print(f"goes on from {checkpoint}, after metastep {saved['step']}")
-    return canaries.MetaState(**{name: saved[name] for name in vars(begin)}), saved["history"]
+    return optimization.MetaState(**{name: saved[name] for name in vars(begin)}), saved["history"]
 
 
 if __name__ == "__main__":

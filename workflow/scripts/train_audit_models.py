@@ -13,7 +13,7 @@ import numpy as np
 from _job import progress, running
 from flax.traverse_util import flatten_dict
 
-from metacanary import accounting, canaries, data, recipes, store, training
+from metacanary import accounting, canaries, data, images, recipes, store, training
 
 Recipe = recipes.SGD | recipes.DPSGD
 
@@ -61,7 +61,7 @@ def train_run(
         chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], **options
     )
     trees = [snapshots[step] for step in settings["snapshots"]]
-    test_images = _build.images(dataset, "test", settings["image_size"])
+    test_images = images.enlarge(dataset.test_images, settings["image_size"])
     accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     return {

@@ -1,0 +1,203 @@
+"""Canary optimisation by metagradient descent (arXiv 2507.15836, Section 3).
+
+The pixels of the canaries of a family are changed so that trained models tell members from non-members.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metacanary import metagradient, models, training
+from metacanary.canaries import Canaries
+from metacanary.objectives import Objective, logit_margin
+from metacanary.recipes import SGD
+from metacanary.scores import auroc
+
+PyTree = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignedUpdate:
+    """Move every pixel by `step_size` against the sign of its gradient (the paper's update)."""
+
+    step_size: float
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The Optax transformation."""
+        return optax.sign_sgd(self.step_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamUpdate:
+    """Adam on the pixels."""
+
+    learning_rate: float
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """The Optax transformation."""
+        return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2)
+
+
+UPDATES = {"signed": SignedUpdate, "adam": AdamUpdate}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """Settings of `optimize`.
+
+    Attributes:
+      objective: what is minimised, a value of `objectives.OBJECTIVES`.
+      update: how pixels move, a value of UPDATES.
+      recipe: the SGD training that is differentiated.
+      num_metasteps: updates of the pixels.
+      num_splits: draws of coins, model seed and data order per metastep; gradients are averaged.
+      complement: train each draw twice, the second time with all coins turned. The direct term of a canary has
+        opposite signs in and out, so that it cancels between the two but for the effect of inclusion.
+      branching: of `metagradient.replay`.
+    """
+
+    objective: Objective
+    update: SignedUpdate | AdamUpdate
+    recipe: SGD
+    num_metasteps: int
+    num_splits: int = 1
+    complement: bool = False
+    branching: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_metasteps", 1), ("num_splits", 1), ("branching", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected an integer >= {least}")
+
+    @property
+    def num_trainings(self) -> int:
+        """Training runs per metastep."""
+        return self.num_splits * (2 if self.complement else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaState:
+    """Where an optimisation stands after `step` metasteps: all that is needed to go on."""
+
+    step: int
+    images: np.ndarray
+    optimizer: PyTree
+
+
+def optimize(
+    settings: Optimization,
+    model: nn.Module,
+    pool: training.Pool,
+    start: Canaries,
+    *,
+    seed: int,
+    game: str,
+    resume: MetaState | None = None,
+    on_step: Callable[[str, int], None] | None = None,
+) -> Iterator[tuple[MetaState, dict[str, float]]]:
+    """Optimise the pixels of canaries by metagradient descent.
+
+    Each metastep draws new inclusion coins, a new model seed and a new data order, differentiates the objective
+    through the whole training run (`metagradient.replay`: the path through training for included canaries and the
+    direct term for all), updates the pixels and projects them to [0, 1].
+
+    Args:
+      settings: objective, update, training, numbers of steps.
+      model: the metamodel.
+      pool: the other training images, and all labels.
+      start: the canaries to start from; labels are kept.
+      seed: of the optimisation; metastep and split are folded into it.
+      game: as in `training.coins`.
+      resume: continue after this state.
+      on_step: as in `metagradient.replay`.
+
+    Yields:
+      After each metastep (MetaState, row of the history): metastep, objective, auroc (of the canaries before this
+      metastep's update, on coins, a model and an order they have not seen), seconds.
+
+    Raises:
+      FloatingPointError: a training run or its objective is not finite.
+
+    Guarantees:
+      Resuming from a yielded state gives bit-identical later states. Pixels stay in [0, 1].
+
+    References:
+      arXiv 2507.15836, Algorithm 1.
+    """
+    optimizer = settings.update.optimizer()
+    state = resume or MetaState(step=0, images=start.images, optimizer=optimizer.init(jnp.asarray(start.images)))
+    for metastep in range(state.step, settings.num_metasteps):
+        began = time.perf_counter()
+        gradient, rows = _metagradient(settings, model, pool, state.images, seed, metastep, game, on_step)
+        updates, opt_state = optimizer.update(gradient, state.optimizer)
+        images = np.asarray(jnp.clip(state.images + updates, 0.0, 1.0))
+        state = MetaState(step=metastep + 1, images=images, optimizer=opt_state)
+        row = {"metastep": metastep + 1, **rows, "seconds": time.perf_counter() - began}
+        yield state, row
+
+
+def _metagradient(
+    settings: Optimization,
+    model: nn.Module,
+    pool: training.Pool,
+    images: np.ndarray,
+    seed: int,
+    metastep: int,
+    game: str,
+    on_step: Callable[[str, int], None] | None,
+) -> tuple[jax.Array, dict[str, float]]:
+    """The gradient averaged over the metastep's splits, with the mean objective and AUROC."""
+    step_fn = training.sgd_step(settings.recipe, model)
+    objective_fn = _objective_fn(settings.objective, model)
+    pixels, gradients, values, aurocs = jnp.asarray(images), [], [], []
+    for run_seed, included in _splits(settings, seed, metastep, len(images), game):
+        state = training.sgd_state(settings.recipe, model, pool, included, seed=run_seed)
+        state["included"] = jnp.asarray(included)
+        steps, branching = settings.recipe.num_steps, settings.branching
+        result = metagradient.replay(step_fn, objective_fn, state, pixels, steps, branching=branching, on_step=on_step)
+        gradients.append(result.gradient)
+        values.append(float(result.value))
+        aurocs.append(auroc(np.asarray(result.aux), included))
+    mean = jnp.stack(gradients).mean(axis=0)
+    return mean, {"objective": float(np.mean(values)), "auroc": float(np.mean(aurocs))}
+
+
+def _splits(
+    settings: Optimization, seed: int, metastep: int, num_canaries: int, game: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(run seed, coins) of each training of a metastep."""
+    for split in range(settings.num_splits):
+        run_seed = split_seed(seed, metastep, split)
+        included = training.coins(run_seed, num_canaries, game)
+        yield run_seed, included
+        if settings.complement:
+            yield run_seed, ~included
+
+
+def split_seed(seed: int, metastep: int, split: int) -> int:
+    """The seed of one training run of the optimisation."""
+    return int(np.random.SeedSequence([seed, metastep, split]).generate_state(1)[0] >> 1)
+
+
+@cache
+def _objective_fn(objective: Objective, model: nn.Module) -> metagradient.ObjectiveFn:
+    """The objective of a trained state, with the logit margins as aux; cached so that it is compiled once."""
+
+    def function(state: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        labels = state["labels"][-len(pixels) :]
+        logits = models.apply(model, state["params"], pixels)
+        return objective(logits, labels, state["included"]), logit_margin(logits, labels)
+
+    return function

@@ -1,0 +1,70 @@
+"""Publishing: the README's tables are those of docs/results, which are those of the workflow."""
+
+import json
+
+import pytest
+
+from metacanary import publish
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The files of a finished workflow, as far as they are published."""
+    for name in publish.PUBLISHED:
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"the text of {path.name}\n")
+    made = {"device": {"kind": "cpu"}, "versions": {"jax": "1"}, "config_digest": "c", "code_digest": "d"}
+    (tmp_path / "results/summary/epsilon.provenance.json").write_text(json.dumps(made))
+    timed = tmp_path / "results/benchmarks/train_audit_models/digits"
+    timed.mkdir(parents=True)
+    for block, seconds in enumerate((1.5, 2.25)):
+        (timed / f"{block}.tsv").write_text(f"s\th:m:s\n{seconds}\t0:00:02\n")
+    (tmp_path / "README.md").write_text(f"above\n\n{publish.START}\nold numbers\n{publish.END}\n\nbelow\n")
+    return tmp_path / "results"
+
+
+def run(results):
+    root = results.parent
+    publish.main([str(results), "--docs", str(root / "docs"), "--readme", str(root / "README.md")])
+    return root
+
+
+def test_publish_copies_and_renews_the_readme(results):
+    root = run(results)
+    for name in publish.PUBLISHED:
+        assert (root / "docs" / name.split("/")[1]).read_bytes() == (results / name).read_bytes()
+    text = (root / "README.md").read_text()
+    assert text.startswith(f"above\n\n{publish.START}\n\nthe text of table1.md\n\nthe text of table2.md\n\n")
+    assert text.endswith(f"{publish.END}\n\nbelow\n")
+    assert "old numbers" not in text
+
+
+def test_publish_sums_the_seconds_of_a_rule(results):
+    made_on = json.loads((run(results) / "docs/made_on.json").read_text())
+    assert made_on["wall_seconds_by_rule"] == {"train_audit_models": 3.75}
+    assert made_on["device"] == {"kind": "cpu"}
+
+
+def test_publish_twice_changes_nothing(results):
+    first = (run(results) / "README.md").read_bytes()
+    assert (run(results) / "README.md").read_bytes() == first
+
+
+def test_publish_refuses_unfinished_results(results):
+    (results / "tables/table2.md").unlink()
+    with pytest.raises(ValueError, match=r"lacks tables/table2\.md"):
+        run(results)
+    assert not (results.parent / "docs").exists()
+
+
+def test_publish_refuses_a_readme_without_a_place(results):
+    (results.parent / "README.md").write_text("no place")
+    with pytest.raises(ValueError, match="expected the lines"):
+        run(results)
+
+
+def test_readme_shows_the_published_results(root):
+    """The README of this repository holds the tables of docs/results/digits and no others."""
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert publish.with_tables(text, root / "docs/results/digits") == text
