@@ -53,8 +53,14 @@ lock: | $(BIN)/uv  ## write both lock files anew after a change of pyproject.tom
 $(BIN)/uv:
 	@$(MAKE) --no-print-directory setup
 
-demo: setup  ## the whole pipeline on handwritten digits, then its tables
-	$(SNAKEMAKE) --cores $(CORES) --configfile $(DEMO)
+# A killed Snakemake leaves its lock behind. Another demo that still runs holds DEMO_LOCK; if none does, the lock is stale.
+DEMO_LOCK := $(if $(shell command -v flock),flock --nonblock --close .snakemake/demo.lock)
+
+demo: setup  ## the whole pipeline on handwritten digits, then its result table
+	@mkdir -p .snakemake
+	@$(DEMO_LOCK) sh -ec '$(SNAKEMAKE) --configfile $(DEMO) --quiet all --unlock; \
+	  exec $(SNAKEMAKE) --cores $(CORES) --configfile $(DEMO)' || { \
+	  echo "make demo stopped: see above, or it is running already. Call it again to go on." >&2; exit 1; }
 	@$(BIN)/python -m metacanary.tables $(DEMO_RESULTS)
 
 report: setup  ## the demo's results, code and statistics in one HTML file

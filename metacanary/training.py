@@ -184,7 +184,7 @@ def train(
       Parameters by step.
 
     Raises:
-      ValueError: a snapshot beyond num_steps.
+      ValueError: a snapshot beyond num_steps, or a checkpoint of another recipe, model or seed.
       FloatingPointError: parameters that are not finite, with the step after which it was seen.
 
     Guarantees:
@@ -197,7 +197,9 @@ def train(
     carried = {"params": state["params"], "optimizer": state["optimizer"]}
     kept = {str(s): state["params"] for s in sorted(snapshots)}
     start = 0
+    identity = {"recipe": repr(recipe), "model": repr(model), "seed": seed}
     if checkpoint is not None and checkpoint.exists():
+        _require_same_run(checkpoint, identity)
         saved = store.read_tree(checkpoint, {"step": np.int64(0), "carried": carried, "kept": kept})
         start, kept = int(saved["step"]), saved["kept"]
         state = {**state, **saved["carried"]}
@@ -209,7 +211,7 @@ def train(
             kept[str(t + 1)] = state["params"]
         if checkpoint is not None and time.monotonic() - written > checkpoint_seconds:
             carried = {"params": state["params"], "optimizer": state["optimizer"]}
-            store.write_tree(checkpoint, {"step": np.int64(t + 1), "carried": carried, "kept": kept}, {})
+            store.write_tree(checkpoint, {"step": np.int64(t + 1), "carried": carried, "kept": kept}, identity)
             written = time.monotonic()
         if on_step:
             on_step(t + 1)
@@ -293,6 +295,14 @@ def _private_update(
     gradient = jax.tree.map(lambda g: g / expected_batch, noisy)
     updates, opt_state = recipe.optimizer().update(gradient, state["optimizer"], state["params"])
     return {"params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
+
+
+def _require_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another run."""
+    saved = store.read_provenance(checkpoint)
+    wrong = [name for name, value in identity.items() if saved.get(name) != value]
+    if wrong:
+        raise ValueError(f"checkpoint: {checkpoint} is of another {' and '.join(wrong)}, expected {identity}")
 
 
 def _require_finite(params: Params, step: int, num_steps: int) -> None:

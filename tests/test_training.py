@@ -334,6 +334,18 @@ def test_train_resumes_bit_identical(pool, pixels, recipe, killed_at, tmp_path):
     assert same(resumed, undisturbed)
 
 
+def test_train_refuses_the_checkpoint_of_another_run(pool, pixels, tmp_path):
+    checkpoint = tmp_path / "run.npz"
+
+    def run(seed):
+        options = {"snapshots": [8], "checkpoint": checkpoint, "checkpoint_seconds": 0.0}
+        return train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=seed, **options)
+
+    assert same(run(3)[8], run(3)[8])
+    with pytest.raises(ValueError, match="is of another seed"):
+        run(4)
+
+
 def test_train_writes_no_checkpoint_before_its_time(pool, pixels, tmp_path):
     checkpoint = tmp_path / "run.npz"
     train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8], checkpoint=checkpoint)

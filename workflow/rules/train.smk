@@ -3,7 +3,7 @@
 
 rule train_audit_models:
     input:
-        dataset=ancient("<data>/{dataset}/provenance.json"),
+        dataset="<data>/{dataset}/provenance.json",
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
     output:
         models="<results>/models/<cell>/block{block}.npz",
