@@ -35,7 +35,9 @@ $(BIN)/python:
 
 # pip installs only uv, from the hashes in the lock file; uv then takes seconds for what takes pip minutes, and asks
 # the same index. The bytecode is compiled now, whatever PYTHONDONTWRITEBYTECODE says: the first import is slow.
+# venv makes bin/python before pip is there, so that a kill may leave the one without the other.
 $(STAMP): $(LOCK) | $(BIN)/python
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	awk '/^uv==/ {on = 1} on {print} on && !/\\$$/ {exit}' $(LOCK) > .venv/uv.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
 	index=$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || echo $(PYPI)); \

@@ -96,6 +96,12 @@ class MetaState:
     optimizer: PyTree
 
 
+def initial(settings: Optimization, start: Canaries) -> MetaState:
+    """The state before the first metastep."""
+    optimizer = settings.update.optimizer().init(jnp.asarray(start.images))
+    return MetaState(step=0, images=start.images, optimizer=optimizer)
+
+
 def optimize(
     settings: Optimization,
     model: nn.Module,
@@ -137,7 +143,7 @@ def optimize(
       arXiv 2507.15836, Algorithm 1.
     """
     optimizer = settings.update.optimizer()
-    state = resume or MetaState(step=0, images=start.images, optimizer=optimizer.init(jnp.asarray(start.images)))
+    state = resume or initial(settings, start)
     for metastep in range(state.step, settings.num_metasteps):
         began = time.perf_counter()
         gradient, rows = _metagradient(settings, model, pool, state.images, seed, metastep, game, on_step)

@@ -7,9 +7,9 @@ compares it with docs/results.
 from __future__ import annotations
 
 import argparse
-import os
+import csv
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,17 @@ def publish(results: Path, docs: Path, readme: Path) -> None:
       readme: a Markdown file with the lines START and END.
 
     Raises:
-      ValueError: a file of PUBLISHED is missing, or the README lacks the two lines.
+      ValueError: a file of PUBLISHED is missing, results come from more than one state of a script's code, or the
+        README lacks the two lines.
     """
     missing = [name for name in PUBLISHED if not (results / name).exists()]
     if missing:
         raise ValueError(f"results: {results} lacks {', '.join(missing)}; run the workflow to its end first")
+    made_on = _made_on(results)
     docs.mkdir(parents=True, exist_ok=True)
     for name in PUBLISHED:
         shutil.copyfile(results / name, docs / Path(name).name)
-    store.write_json(docs / "made_on.json", _made_on(results))
+    store.write_json(docs / "made_on.json", made_on)
     store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
 
 
@@ -55,26 +57,48 @@ def with_tables(text: str, docs: Path) -> str:
 
 
 def _made_on(results: Path) -> dict[str, Any]:
-    """Device, versions, and the summed wall seconds of each rule's jobs from Snakemake's benchmarks."""
+    """Device, versions, digests, and the time and memory of the jobs from Snakemake's benchmarks."""
     provenance = store.read_provenance(results / "summary" / "epsilon.csv")
+    jobs = list(_benchmarks(results / "benchmarks"))
+    seconds: dict[str, float] = {}
+    for rule, job in jobs:
+        seconds[rule] = round(seconds.get(rule, 0.0) + float(job["s"]), 2)
     return {
         "device": provenance["device"],
-        "cores": os.cpu_count(),
         "versions": provenance["versions"],
         "config_digest": provenance["config_digest"],
-        "code_digest": provenance["code_digest"],
-        "wall_seconds_by_rule": _seconds_by_rule(results / "benchmarks"),
+        "code_digests": _code_digests(provenance),
+        "wall_seconds_by_rule": seconds,
+        "wall_seconds": round(sum(seconds.values()), 2),
+        "max_rss_mb": max((_number(job["max_rss"]) for _, job in jobs), default=0.0),
     }
 
 
-def _seconds_by_rule(benchmarks: Path) -> dict[str, float]:
-    """Summed seconds of the jobs of each rule; the folder or file below `benchmarks` names the rule."""
-    seconds: dict[str, float] = {}
-    for path in sorted(benchmarks.rglob("*.tsv")):
-        rule = path.relative_to(benchmarks).parts[0].removesuffix(".tsv")
-        for line in path.read_text(encoding="utf-8").splitlines()[1:]:
-            seconds[rule] = round(seconds.get(rule, 0.0) + float(line.split("\t")[0]), 2)
-    return seconds
+def _code_digests(provenance: dict[str, Any]) -> dict[str, str]:
+    """The digest of each script's code; there must be one only."""
+    mixed = sorted(script for script, digests in provenance["code_digests"].items() if len(digests) != 1)
+    if mixed:
+        raise ValueError(
+            f"results: made with more than one state of the code of {', '.join(mixed)}; run the workflow again"
+        )
+    return {script: digest for script, (digest,) in provenance["code_digests"].items()}
+
+
+def _benchmarks(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """(rule, columns) of each job; the folder or file below `folder` names the rule."""
+    for path in sorted(folder.rglob("*.tsv")):
+        rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
+        with path.open(encoding="utf-8", newline="") as file:
+            for job in csv.DictReader(file, delimiter="\t"):
+                yield rule, job
+
+
+def _number(cell: str) -> float:
+    """A benchmark's number; 0 where Snakemake could not measure it, as in jobs too short to be seen."""
+    try:
+        return float(cell)
+    except ValueError:
+        return 0.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 _PROVENANCE = "provenance"
 _STRUCTURE = "structure"
-_PACKAGES = ("jax", "flax", "optax", "numpy", "scipy", "pandas")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "pandas")
 
 
 @contextlib.contextmanager
@@ -213,16 +213,35 @@ def provenance(
 
     Returns:
       These, the versions of the packages, and the device. No date, host or path: two runs of the same thing
-      differ in wall_seconds alone.
+      on one machine differ in wall_seconds alone.
     """
+    made_by = {"config_digest": config_digest, "code_digest": code_digest, "versions": versions()}
+    return {**extra, **made_by, "seed": seed, "wall_seconds": wall_seconds, "device": device()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this package and of those that results are computed with."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {**found, "metacanary": metacanary.__version__, "python": platform.python_version()}
+
+
+def device() -> dict[str, Any]:
+    """The device that JAX computes on, and the CPU and its cores beside it."""
     import jax
 
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    versions |= {"metacanary": metacanary.__version__, "python": platform.python_version()}
-    device = jax.devices()[0]
-    made_on = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
-    made_by = {"config_digest": config_digest, "code_digest": code_digest, "versions": versions}
-    return {**extra, **made_by, "seed": seed, "wall_seconds": wall_seconds, "device": made_on}
+    first = jax.devices()[0]
+    made_on = {"platform": first.platform, "kind": first.device_kind, "count": jax.device_count()}
+    return {**made_on, "cpu": _cpu_model(), "cores": os.cpu_count()}
+
+
+def _cpu_model() -> str:
+    """The name of the CPU; outside Linux what Python knows of it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
 
 
 def require_config(path: PathLike, provenance: Mapping[str, Any], expected_digest: str) -> None:

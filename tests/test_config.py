@@ -103,6 +103,7 @@ def test_config_files_are_valid(path):
         ("canaries.kinds.metagradient.update", {"name": "adam"}, "canaries.kinds.metagradient.update: expected a key"),
         ("canaries.kinds", {"My kind": {}}, "canaries.kinds: got the name 'My kind', expected one that matches ^[a-z]"),
         ("audit.guess_fraction", 1.5, "audit.guess_fraction: got 1.5, expected a number <= 1"),
+        ("audit.accountant", "rdp", "audit.accountant: got 'rdp', expected pld, since trainings.dpsgd is dpsgd in the"),
         ("audit.grid", [0.5, 0.5], "audit.grid: got [0.5, 0.5], expected no item twice"),
         ("figures.figure1_canary", "mislabeled", "figures.figure1_canary: got 'mislabeled', expected one of random, "),
         ("figures.figure2_epsilon", 8, "figures.figure2_epsilon: got 8, expected one of ['inf']"),

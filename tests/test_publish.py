@@ -14,12 +14,14 @@ def results(tmp_path):
         path = tmp_path / "results" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"the text of {path.name}\n")
-    made = {"device": {"kind": "cpu"}, "versions": {"jax": "1"}, "config_digest": "c", "code_digest": "d"}
+    made = {"device": {"kind": "cpu"}, "versions": {"jax": "1"}, "config_digest": "c"}
+    made["code_digests"] = {"make_canaries": ["a"], "train_audit_models": ["b"]}
     (tmp_path / "results/summary/epsilon.provenance.json").write_text(json.dumps(made))
     timed = tmp_path / "results/benchmarks/train_audit_models/digits"
     timed.mkdir(parents=True)
-    for block, seconds in enumerate((1.5, 2.25)):
-        (timed / f"{block}.tsv").write_text(f"s\th:m:s\n{seconds}\t0:00:02\n")
+    for block, (seconds, memory) in enumerate([(1.5, "310.25"), (2.25, "299.5")]):
+        (timed / f"{block}.tsv").write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:02\t{memory}\n")
+    (tmp_path / "results/benchmarks/make_table1.tsv").write_text("s\th:m:s\tmax_rss\n0.5\t0:00:00\t-\n")
     (tmp_path / "README.md").write_text(f"above\n\n{publish.START}\nold numbers\n{publish.END}\n\nbelow\n")
     return tmp_path / "results"
 
@@ -40,10 +42,22 @@ def test_publish_copies_and_renews_the_readme(results):
     assert "old numbers" not in text
 
 
-def test_publish_sums_the_seconds_of_a_rule(results):
+def test_publish_says_on_what_and_with_what_code_results_were_made(results):
     made_on = json.loads((run(results) / "docs/made_on.json").read_text())
-    assert made_on["wall_seconds_by_rule"] == {"train_audit_models": 3.75}
+    assert made_on["wall_seconds_by_rule"] == {"make_table1": 0.5, "train_audit_models": 3.75}
+    assert made_on["wall_seconds"] == 4.25
+    assert made_on["max_rss_mb"] == 310.25
     assert made_on["device"] == {"kind": "cpu"}
+    assert made_on["code_digests"] == {"make_canaries": "a", "train_audit_models": "b"}
+
+
+def test_publish_refuses_results_of_mixed_code(results):
+    made = json.loads((results / "summary/epsilon.provenance.json").read_text())
+    made["code_digests"]["train_audit_models"].append("c")
+    (results / "summary/epsilon.provenance.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="more than one state of the code of train_audit_models;"):
+        run(results)
+    assert not (results.parent / "docs").exists()
 
 
 def test_publish_twice_changes_nothing(results):

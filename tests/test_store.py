@@ -3,13 +3,16 @@
 import concurrent.futures
 import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -250,7 +253,12 @@ def test_provenance_names_versions_and_device(tmp_path):
     made = store.provenance(config_digest="a", code_digest="b", seed=1, wall_seconds=2.5, dataset="digits")
     assert made["versions"]["metacanary"] == metacanary.__version__
     assert made["versions"]["jax"] == jax.__version__
+    assert made["versions"]["jaxlib"] == jaxlib.__version__
     assert made["device"]["count"] == jax.device_count()
+    assert made["device"]["cores"] == os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and "model name" in cpuinfo.read_text(encoding="utf-8"):
+        assert re.search(rf"^model name\s*: {re.escape(made['device']['cpu'])}$", cpuinfo.read_text(), re.MULTILINE)
     assert (made["config_digest"], made["code_digest"], made["seed"], made["dataset"]) == (
         "a",
         "b",

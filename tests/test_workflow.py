@@ -1,10 +1,12 @@
 """Tests of the workflow: its graph, what reruns what, its scripts from end to end, and what a kill leaves."""
 
 import fcntl
+import functools
 import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,13 +21,14 @@ import pytest
 import yaml
 from test_config import complete, read
 
-from metacanary import store, summary
+from metacanary import accounting, canaries, data, store, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 import _job  # noqa: E402
 import _stages  # noqa: E402
+import train_audit_models  # noqa: E402
 
 TINY = ROOT / "tests" / "tiny.yaml"
 RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
@@ -134,6 +137,7 @@ WILDCARDS = {
         ("trainings.dpsgd.options.clip_norm", 2.0, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("audit.accountant", "rdp", {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.block_size", 3, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.num_runs", 4, {"audits", "summary", "table1", "figure2"}),
         ("audit.guess_fraction", 1.0, {"audits", "summary", "table1", "figure2"}),
         ("audit.scores", ["negative_loss"], {"audits", "summary", "table1", "figure2"}),
@@ -145,7 +149,6 @@ WILDCARDS = {
         ("figures.figure2_auditor", "fdp_gaussian", {"figure2"}),
         ("experiment", "other", set()),
         ("results_dir", "results/other", set()),
-        ("trainings.dpsgd.block_size", 2, set()),
     ],
 )
 def test_settings_hold_what_a_stage_depends_on_and_no_more(stages, path, value, stages_changed):
@@ -175,6 +178,12 @@ def test_seeds_differ_between_runs_trainings_and_uses(stages):
     seeds += [optimized["seed"], optimized["optimization_seed"]]
     assert len(set(seeds)) == len(seeds) == 2 * 3 + 2
     assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_published_results_are_those_of_the_committed_config():
+    committed = _stages.Stages(complete(read("config/digits.yaml")))
+    made_on = store.read_json(ROOT / "docs/results/digits/made_on.json")
+    assert made_on["config_digest"] == committed.digest("summary")
 
 
 def test_blocks_hold_every_run_once(stages):
@@ -248,6 +257,65 @@ def test_check_inputs_refuses_another_config(tmp_path):
     job = _job.Job(input={"canaries": tmp_path / "canaries.npz"}, output=None, settings=settings, params=None)
     with pytest.raises(ValueError, match=r"was made with another config \(digest old, expected new\)"):
         job.check_inputs()
+
+
+def made(path, **provenance):
+    """Writes a result of the config "c" with more provenance; returns its path."""
+    store.write_npz(path, {}, {"config_digest": "c", **provenance})
+    return path
+
+
+def test_check_inputs_refuses_other_versions(tmp_path):
+    paths = [made(tmp_path / f"{jax}.npz", versions={"jax": jax, "numpy": "2"}) for jax in ("1.0", "1.1")]
+    job = _job.Job(input={"audits": paths}, output=None, settings={"inputs": {"audits": ["c", "c"]}}, params=None)
+    with pytest.raises(ValueError, match=r"made with different versions of jax: jax \(1\.0 and 1\.1\) at path='.*1\.1"):
+        job.check_inputs()
+
+
+def test_code_digests_are_those_of_all_inputs_and_its_own(tmp_path):
+    paths = [made(tmp_path / f"{i}.npz", code_digests={"train": [code], "make": ["m"]}) for i, code in enumerate("ab")]
+    settings = {"inputs": {"models": ["c", "c"]}}
+    params = SimpleNamespace(code="s", config_digest="d")
+    job = _job.Job(input={"models": paths}, output=None, settings=settings, params=params, rule="score")
+    assert job.provenance()["code_digests"] == {"score": ["s"], "train": ["a", "b"], "make": ["m"]}
+
+
+def test_checkpoints_are_not_taken_up_across_versions_or_devices(tmp_path, monkeypatch):
+    params = SimpleNamespace(checkpoints=tmp_path, code="s", config_digest="d")
+    job = _job.Job(input=None, output=None, settings={}, params=params)
+    versions, device = store.versions(), store.device()
+    folder = job.checkpoints
+    assert folder == job.checkpoints
+    monkeypatch.setattr(store, "versions", lambda: {**versions, "pandas": "0"})
+    assert job.checkpoints == folder  # has no part in training
+    monkeypatch.setattr(store, "versions", lambda: {**versions, "jaxlib": "0"})
+    other_version = job.checkpoints
+    monkeypatch.setattr(store, "versions", lambda: versions)
+    monkeypatch.setattr(store, "device", lambda: {**device, "kind": "abacus"})
+    assert len({folder, other_version, job.checkpoints}) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (FloatingPointError("logits are\nnot finite"), "error: logits are not finite"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.npz"),
+            "error: [Errno 2] No such file or directory: 'x.npz'",
+        ),
+        (KeyError("bug"), None),
+    ],
+)
+def test_running_explains_an_error_in_one_line(tmp_path, monkeypatch, capsys, error, ended):
+    for name in ("XLA_FLAGS", "NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, "")
+    params = SimpleNamespace(settings={}, code="s", config_digest="d")
+    job = SimpleNamespace(input=None, output=None, threads=1, log=[tmp_path / "log"], params=params, rule="score")
+    with pytest.raises(type(error) if ended is None else SystemExit) as raised, _job.running(job):
+        raise error
+    assert ended is None or raised.value.code == ended
+    assert "Traceback" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -334,7 +402,15 @@ def test_tiny_run_flips_the_coins_of_its_game(tiny):
     assert not np.array_equal(random["included"][0], random["included"][1])
     paired, _ = store.read_npz(models / "random/dpsgd/eps8/block0.npz")
     np.testing.assert_array_equal(paired["included"][:, ::2], ~paired["included"][:, 1::2])
-    assert paired["noise_multiplier"][0] > 0
+
+
+def test_tiny_run_draws_the_noise_of_its_target(tiny, stages):
+    arrays, _ = store.read_npz(tiny / "results/tiny/models/digits/random/dpsgd/eps8/block0.npz")
+    settings = stages.settings("models", **{**CELL, "block": "0"})
+    (noise,) = set(arrays["noise_multiplier"].tolist())
+    mechanism = {name: settings["options"][name] for name in ("sampling_prob", "num_steps")}
+    found = accounting.epsilon(noise_multiplier=noise, delta=settings["delta"], **mechanism)
+    assert 8 - 0.01 <= found <= 8  # no more noise than the calibration's tolerance asks for
 
 
 def test_tiny_run_shows_progress_in_log_and_terminal(tiny):
@@ -369,7 +445,39 @@ def test_results_of_another_config_are_refused(copied, tmp_path):
     config = changed(tmp_path, audit__guess_fraction=1.0)
     refused = snakemake(copied, *only, "results/tiny/summary/epsilon.csv", config=config)
     assert refused.status == 1
-    assert re.search(r"ValueError: path='.*/epsilon.csv' was made with another config \(digest ", refused.text)
+    assert re.search(
+        r"^error: path='.*/epsilon.csv' was made with another config \(digest ", refused.text, re.MULTILINE
+    )
+    assert "Traceback" not in refused.text
+    log = (copied / "results/tiny/logs/collect_epsilon.log").read_text(encoding="utf-8")
+    assert "Traceback" in log
+    assert "ValueError: path=" in log
+
+
+def test_data_fetched_again_reruns_nothing_and_hides_no_missing_figure(copied):
+    """The arrays are the same: an input marked `ancient` would have let Snakemake end without the figure."""
+    again = snakemake(copied, "--force", "--", "results/data/digits/provenance.json")
+    assert again.status == 0, again.text
+    assert counts(again.text) == {"download": 1}
+    assert "Nothing to be done" in snakemake(copied, "--dry-run").text
+    figure = copied / "results/tiny/figures/figure1.png"
+    figure.unlink()
+    drawn = snakemake(copied, "--forcerun", "download")
+    assert drawn.status == 0, drawn.text
+    assert figure.exists()
+
+
+def demo_commands():
+    """The calls of Snakemake that `make demo` makes, one after the other: their arguments."""
+    variables = {"DEMO": TINY, "CORES": 2, "BIN": Path(sys.executable).parent}
+    call = ["make", "--dry-run", "--no-print-directory", "--assume-old=setup", "demo"]
+    done = subprocess.run(
+        [*call, *(f"{k}={v}" for k, v in variables.items())], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    script = re.search(r"sh -ec '(.*?)'", done.stdout, re.DOTALL).group(1)
+    commands = [shlex.split(part.replace("\\\n", " ").strip().removeprefix("exec ")) for part in script.split(";")]
+    assert all(words[1:3] == ["-m", "snakemake"] for words in commands)
+    return [words[3:] for words in commands]
 
 
 def kill_after_checkpoint(folder, checkpoints, *arguments):
@@ -389,7 +497,7 @@ def kill_after_checkpoint(folder, checkpoints, *arguments):
 
 
 def test_killed_optimization_goes_on_to_the_same_canaries(tiny, tmp_path):
-    """SIGKILL after some metasteps; then the same command, as after a crash: unlocked, and to the same bits."""
+    """SIGKILL after some metasteps; then what `make demo` does: it unlocks the folder, and goes on to the same bits."""
     canaries = Path("results/tiny/canaries/digits/metagradient/canaries.npz")
     shutil.copytree(tiny / "results/data", tmp_path / "results/data")
     kill_after_checkpoint(tmp_path, "results/tiny/checkpoints", "--", canaries)
@@ -397,8 +505,11 @@ def test_killed_optimization_goes_on_to_the_same_canaries(tiny, tmp_path):
     step = int(store.read_npz(checkpoint)[0]["leaf['step']"])
     assert 1 <= step < 20
     assert not (tmp_path / canaries).exists()
-    assert snakemake(tmp_path, "--unlock").status == 0
-    resumed = snakemake(tmp_path, "--", canaries)
+    assert "LockException" in snakemake(tmp_path, "--", canaries).text
+    unlock, go_on = demo_commands()
+    assert ("--unlock" in unlock, "--unlock" in go_on) == (True, False)
+    assert snakemake(tmp_path, *unlock, config=None).status == 0
+    resumed = snakemake(tmp_path, *go_on, "--", canaries, config=None)
     assert resumed.status == 0, resumed.text
     assert re.search(rf"goes on from .*state.npz, after metastep {step}\n", resumed.text)
     expected, found = store.read_npz(tiny / canaries)[0], store.read_npz(tmp_path / canaries)[0]
@@ -406,6 +517,68 @@ def test_killed_optimization_goes_on_to_the_same_canaries(tiny, tmp_path):
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
     assert not checkpoint.exists()
+
+
+class Interrupted(Exception):
+    """What ends a block in its middle."""
+
+
+class Bar:
+    """A progress bar that ends the block at a step, and counts those that are trained."""
+
+    def __init__(self, total, unit, description, *, initial=0, stop=None):
+        self.n = self.initial = initial
+        self.total, self.stop, self.trained = total, stop, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def update(self, steps):
+        self.n += steps
+        self.trained += 1
+        if self.n == self.stop:
+            raise Interrupted
+
+    def set_postfix(self, **shown):
+        pass
+
+
+def test_interrupted_block_goes_on_to_the_same_models(tiny, stages, tmp_path, monkeypatch):
+    """An error in the middle of run 1; then run 0 is not trained again, and every bit is that of a block in one go."""
+    dataset = data.load("digits", tiny / "results/data")
+    inserted = canaries.Canaries.from_arrays(
+        store.read_npz(tiny / "results/tiny/canaries/digits/random/canaries.npz")[0]
+    )
+    cell = {"dataset": "digits", "canary": "random", "training": "sgd", "epsilon": "inf", "block": "0"}
+    settings = stages.settings("models", **cell)
+    train, bars = train_audit_models.training.train, []
+    checkpointing = functools.partial(train, checkpoint_seconds=-1.0)  # after every step
+    monkeypatch.setattr(train_audit_models.training, "train", checkpointing)
+
+    def block(folder, stop=None):
+        bars.append(None)
+        monkeypatch.setattr(
+            train_audit_models, "progress", lambda *a, **k: bars.__setitem__(-1, Bar(*a, stop=stop, **k)) or bars[-1]
+        )
+        return train_audit_models.train_block(settings, dataset, inserted, tmp_path / folder)
+
+    undisturbed = block("undisturbed")
+    with pytest.raises(Interrupted):
+        block("killed", stop=6)
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        "run0.npz",
+        "run0-training.npz",
+        "run1-training.npz",
+    }
+    resumed = block("killed")
+    assert [bar.trained for bar in bars] == [8, 6, 2]
+    assert (bars[-1].n, bars[-1].total, bars[-1].initial) == (8, 8, 6)
+    assert resumed.keys() == undisturbed.keys()
+    for name, array in undisturbed.items():
+        np.testing.assert_array_equal(resumed[name], array)
 
 
 def test_report_is_written_offline(copied):

@@ -16,6 +16,9 @@ rule download:
     conda:
         "../../envs/metacanary.yaml"
     threads: 1
+    resources:
+        mem_mb=scaled(4000),
+        runtime=scaled(60),
     params:
         settings=settings("dataset"),
         config_digest=config_digest("dataset"),

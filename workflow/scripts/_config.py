@@ -73,6 +73,7 @@ def check(config: Config) -> None:
         _check_kind(f"canaries.kinds.{name}", kind, config)
     for name, training in config["trainings"].items():
         _check_training(f"trainings.{name}", training, config)
+        _check_accountant(f"trainings.{name}", training, config)
     _check_figures(config)
 
 
@@ -148,6 +149,16 @@ def _check_training(where: str, training: Config, config: Config) -> None:
         f"ascending steps of which the last is num_steps = {last}",
     )
     _check_game(f"{where}.game", training["game"], config)
+
+
+def _check_accountant(where: str, training: Config, config: Config) -> None:
+    """Checks that the accountant knows the neighbours of the game: RDP does not know those of the paired one."""
+    paired, accountant = (
+        training["algorithm"] == "dpsgd" and training["game"] == "paired",
+        config["audit"]["accountant"],
+    )
+    expected = f"pld, since {where} is dpsgd in the paired game"
+    require(not paired or accountant == "pld", "audit.accountant", accountant, expected)
 
 
 def _check_figures(config: Config) -> None:

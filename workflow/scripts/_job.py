@@ -22,6 +22,12 @@ from tqdm import tqdm
 
 from metacanary import store
 
+# A checkpoint of other versions of these may not end in the same bits.
+NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+# Errors whose text says what is wrong with the inputs or the numbers; where they were raised stands in the log.
+EXPLAINED = (ValueError, FloatingPointError, FileNotFoundError)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -31,6 +37,7 @@ class Job:
       input: Snakemake's input files, by name or number.
       output: Its output files.
       settings: All settings that the result depends on; those of its inputs by digest, in "inputs".
+      rule: The name of its rule and script.
       params: Snakemake's params: settings, their digest, the digest of the code, and what changes no result.
       began: When the job began.
     """
@@ -39,12 +46,16 @@ class Job:
     output: Any
     settings: dict[str, Any]
     params: Any
+    rule: str = ""
     began: float = dataclasses.field(default_factory=time.perf_counter)
 
     @property
     def checkpoints(self) -> Path:
-        """A folder for checkpoints of these settings and this code, so that no other job's are taken up."""
-        return Path(self.params.checkpoints, f"{self.params.config_digest}-{self.params.code}")
+        """A folder for checkpoints of these settings, code, versions and device, so that no others are taken up."""
+        versions, device = store.versions(), store.device()
+        computed_by = [[versions[name] for name in NUMERICAL], device["platform"], device["kind"]]
+        key = f"{self.params.config_digest}-{self.params.code}-{store.digest(computed_by)}"
+        return Path(self.params.checkpoints, key)
 
     def discard_checkpoints(self) -> None:
         """Deletes the job's checkpoints; another job that writes the same result at this moment does no harm."""
@@ -56,16 +67,50 @@ class Job:
     def provenance(self, **extra: Any) -> dict[str, Any]:
         """Says how the result was made, for `store.write_*`."""
         digests = {"config_digest": self.params.config_digest, "code_digest": self.params.code}
-        seconds = time.perf_counter() - self.began
-        return store.provenance(**digests, wall_seconds=seconds, settings=self.settings, **extra)
+        chained = {"code_digests": self.code_digests(), "settings": self.settings}
+        return store.provenance(**digests, wall_seconds=time.perf_counter() - self.began, **chained, **extra)
+
+    def code_digests(self) -> dict[str, list[str]]:
+        """The digests of the code behind the result, by script: its own and those of all inputs.
+
+        More than one of a script: the code was edited between two jobs, and not all were run again.
+        """
+        found = {self.rule: {self.params.code}}
+        for _, path, _ in self._inputs():
+            for script, digests in store.read_provenance(path).get("code_digests", {}).items():
+                found.setdefault(script, set()).update(digests)
+        return {script: sorted(digests) for script, digests in found.items()}
 
     def check_inputs(self) -> None:
-        """Raises ValueError for an input that was made with other settings than the config now has."""
+        """Raises ValueError for an input that was made with other settings than the config now has.
+
+        And for inputs of one name, as the audits of all cells, that other versions of the packages made.
+        """
+        versions: dict[str, dict[str, str]] = {}
+        for name, path, expected in self._inputs():
+            made = store.read_provenance(path)
+            store.require_config(path, made, expected)
+            found = made.get("versions", {})
+            require_same_versions(path, found, versions.setdefault(name, found))
+
+    def _inputs(self) -> Iterator[tuple[str, str, str]]:
+        """Yields name, path and expected digest of each input that a job with settings made."""
         for name, digests in self.settings.get("inputs", {}).items():
             paths = self.input.get(name)
             pairs = [(paths, digests)] if isinstance(digests, str) else zip(paths, digests, strict=True)
             for path, expected in pairs:
-                store.require_config(path, store.read_provenance(path), expected)
+                yield name, path, expected
+
+
+def require_same_versions(path: str, found: dict[str, str], others: dict[str, str]) -> None:
+    """Raises ValueError if an input was made with other versions of packages than the inputs before it."""
+    names = sorted(name for name in found.keys() | others.keys() if found.get(name) != others.get(name))
+    if names:
+        differ = ", ".join(f"{name} ({others.get(name)} and {found.get(name)})" for name in names)
+        raise ValueError(
+            f"inputs were made with different versions of {', '.join(names)}: {differ} at path={str(path)!r}; "
+            "delete what the older ones made, so that it is made again"
+        )
 
 
 class Tee(io.TextIOBase):
@@ -108,14 +153,18 @@ def running(snakemake: Any) -> Iterator[Job]:
 
     Guarantees:
       stdout, stderr, logging, warnings and the traceback of an error stand in the job's log, and on the terminal too.
-      The error is raised again.
+      Of EXPLAINED errors the terminal shows one line; others are raised again.
     """
     configure_xla(snakemake.threads)
-    with logged(Path(snakemake.log[0])):
-        params = snakemake.params
-        job = Job(input=snakemake.input, output=snakemake.output, settings=params.settings, params=params)
-        job.check_inputs()
-        yield job
+    files = {"input": snakemake.input, "output": snakemake.output}
+    try:
+        with logged(Path(snakemake.log[0])):
+            params = snakemake.params
+            job = Job(**files, settings=params.settings, params=params, rule=snakemake.rule)
+            job.check_inputs()
+            yield job
+    except EXPLAINED as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ def optimize_canaries(
     """
     kind = settings["kind"]
     chosen, start = settings_of(kind), _family.canaries_of(kind["start"], settings, dataset)
-    begin = optimization.MetaState(step=0, images=start.images, optimizer=chosen.update.optimizer().init(start.images))
-    state, history = resumed(checkpoint, begin, np.full((chosen.num_metasteps, len(HISTORY)), np.nan))
+    state, history = resumed(
+        checkpoint, optimization.initial(chosen, start), np.full((chosen.num_metasteps, len(HISTORY)), np.nan)
+    )
     work = chosen.num_trainings * chosen.recipe.num_steps
     with progress(chosen.num_metasteps * work, "step", kind["family"], initial=state.step * work) as bar:
         for reached, row in optimization.optimize(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from _job import progress, running
 from flax.traverse_util import flatten_dict
+from tqdm import tqdm
 
 from metacanary import accounting, canaries, data, images, recipes, store, training
 
@@ -72,6 +73,12 @@ def train_run(
     }
 
 
+def advance(bar: tqdm, reached: int) -> None:
+    """Moves the bar after a step; steps before it that a checkpoint held have no part in the rate."""
+    bar.initial += max(reached - bar.n - 1, 0)
+    bar.update(reached - bar.n)
+
+
 def train_block(
     settings: dict[str, Any], dataset: data.Dataset, inserted: canaries.Canaries, checkpoints: Path
 ) -> dict[str, np.ndarray]:
@@ -81,8 +88,9 @@ def train_block(
       The arrays of block.npz: run [K], step [S], canary_id [m], and those of `train_run`, stacked over runs.
     """
     chosen, model = recipe(settings), _build.model(settings["model"], len(dataset.class_names))
-    runs = []
-    with progress(len(settings["runs"]) * chosen.num_steps, "step", "train") as bar:
+    runs, steps = [], chosen.num_steps
+    finished_before = sum((checkpoints / f"run{run}.npz").exists() for run in settings["runs"])
+    with progress(len(settings["runs"]) * steps, "step", "train", initial=finished_before * steps) as bar:
         for index, (run, seed) in enumerate(zip(settings["runs"], settings["seeds"], strict=True)):
             finished = checkpoints / f"run{run}.npz"
             if not finished.exists():
@@ -94,7 +102,7 @@ def train_block(
                     inserted,
                     seed=seed,
                     checkpoint=checkpoints / f"run{run}-training.npz",
-                    on_step=lambda done, before=index * chosen.num_steps: bar.update(before + done - bar.n),
+                    on_step=lambda done, before=index * steps: advance(bar, before + done),
                 )
                 store.write_npz(finished, arrays, {})
             runs.append(store.read_npz(finished)[0])
