@@ -21,6 +21,7 @@ from metacanary import store
 Arrays = dict[str, np.ndarray]
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_SMALL_BYTES = 16 * 2**20  # arrays below are digested at every load, in a hundredth of a second or so
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,8 +85,8 @@ class Source:
     digests: Mapping[str, str]
     fetch: Callable[["Source", Path], Arrays]
 
-    def verify(self, arrays: Mapping[str, np.ndarray], where: str) -> None:
-        """Raises a ValueError naming `where` if arrays are not this data set."""
+    def verify(self, arrays: Mapping[str, np.ndarray], where: str, known: Mapping[str, str] | None = None) -> None:
+        """Raises a ValueError naming `where` if arrays are not this data set; `known` saves digesting whole arrays."""
         for split, count in (("train", self.num_train), ("test", self.num_test)):
             shape = arrays[f"{split}_images"].shape
             if shape != (count, *self.image_shape):
@@ -95,7 +96,7 @@ class Source:
                 )
         for pinned, expected in self.digests.items():
             array, _, stop = pinned.rstrip("]").partition("[:")
-            found = sha256(arrays[array][: int(stop) if stop else None])
+            found = (known or {}).get(pinned) or sha256(arrays[array][: int(stop) if stop else None])
             if found != expected:
                 raise ValueError(
                     f"name={self.name!r}: {pinned} of {where} has sha256 {found}, expected {expected}: "
@@ -124,7 +125,8 @@ def load(name: str, data_dir: store.PathLike) -> Dataset:
 
     Guarantees:
       Counts, shapes and digests of the source hold for what is prepared. Two processes may prepare it at
-      once. A prepared file that was cut short or has other labels is refused.
+      once. A prepared file that was cut short, has other labels or, below 16 MB, other pixels is refused; so
+      is what was prepared by an entry of `SOURCES` with other counts, digests or class names.
     """
     if name not in SOURCES:
         raise ValueError(f"name={name!r}, expected one of {', '.join(names())}")
@@ -133,6 +135,7 @@ def load(name: str, data_dir: store.PathLike) -> Dataset:
         _prepare(SOURCES[name], Path(data_dir))
     provenance = store.read_json(folder / "provenance.json")
     arrays = {array: _read(folder / f"{array}.npy", provenance["arrays"][array]) for array in ARRAYS}
+    _require_same_source(SOURCES[name], provenance, arrays, folder)
     return Dataset(name=name, **arrays, class_names=tuple(provenance["class_names"]), provenance=provenance)
 
 
@@ -161,13 +164,25 @@ def _prepare(source: Source, data_dir: Path) -> None:
     )
 
 
+def _require_same_source(source: Source, provenance: Mapping[str, Any], arrays: Arrays, folder: Path) -> None:
+    """Holds what was prepared, by the digests that were recorded, against the pins as they are now."""
+    remedy = f"it was prepared from another version of its source: delete {os.fspath(folder)!r}"
+    if tuple(provenance["class_names"]) != source.class_names:
+        raise ValueError(f"{os.fspath(folder)!r} has other class_names than {source.name!r} has now; {remedy}")
+    try:
+        recorded = {name: provenance["arrays"][name]["sha256"] for name in ARRAYS}
+        source.verify(arrays, os.fspath(folder), recorded)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
+
+
 def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
-    """Maps an array, after checking its size, and its digest if it is small (labels)."""
+    """Maps an array, after checking its size, and its digest if it is small."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         raise ValueError(f"{os.fspath(path)!r} is damaged ({error}): delete {os.fspath(path.parent)!r}") from error
-    if list(array.shape) != expected["shape"] or (array.ndim == 1 and sha256(array) != expected["sha256"]):
+    if list(array.shape) != expected["shape"] or (array.nbytes < _SMALL_BYTES and sha256(array) != expected["sha256"]):
         raise ValueError(f"{os.fspath(path)!r} is not what provenance.json says: delete {os.fspath(path.parent)!r}")
     return array
 

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
 import numpy as np
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from metacanary import store, tables
+from metacanary.canaries import Canaries
 
 ONE_COLUMN = 3.25  # inches, as TWO_COLUMNS: the text widths of a two-column page
 TWO_COLUMNS = 6.75
@@ -66,21 +67,6 @@ _AUDITORS = {"steinke": "Steinke", "fdp_gaussian": "Gaussian f-DP"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class CanaryTable(Protocol):
-    """What figure 1 needs to know of canaries; images are [m,h,w,c] in [0,1]."""
-
-    @property
-    def id(self) -> np.ndarray: ...
-    @property
-    def label(self) -> np.ndarray: ...
-    @property
-    def source_labels(self) -> np.ndarray: ...
-    @property
-    def images(self) -> np.ndarray: ...
-    @property
-    def source_images(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +132,11 @@ def shown(labels: np.ndarray, ids: np.ndarray, num_shown: int) -> np.ndarray:
 
 
 @_styled
-def figure1(canaries: CanaryTable, *, class_names: Sequence[str], num_shown: int = 8) -> Figure:
+def figure1(canaries: Canaries, *, class_names: Sequence[str], num_shown: int = 8) -> Figure:
     """Draws canaries before and after optimisation, and the difference.
 
     Args:
-      canaries: A `canaries.Canaries`, or anything with its fields.
+      canaries: The canaries.
       class_names: Names of the labels.
       num_shown: How many canaries, chosen by `shown`.
 
@@ -211,8 +197,8 @@ def figure2(
 
     Returns:
       Lines are means over runs, bands their 95% t intervals (none for one run); hollow markers on dots are
-      the bound of all runs at once. Ceilings, and the accounted epsilon if it is finite, are lines when that
-      leaves the data readable, and are named at the upper edge otherwise.
+      the bound of all runs at once. Ceilings, and the accounted epsilon by step if it is finite, are lines where
+      that leaves the data readable, and are named at the upper edge otherwise.
 
     Raises:
       ValueError: If columns or wanted rows are missing, if more than one dataset, training or target epsilon
@@ -301,7 +287,7 @@ def _picture_grid(num_columns: int) -> tuple[Figure, np.ndarray, Axes]:
     return figure, np.array(axes, dtype=object), add(width - right + 0.08, bottom, 0.08)
 
 
-def _name_pictures(axes: np.ndarray, canaries: CanaryTable, chosen: np.ndarray, class_names: Sequence[str]) -> None:
+def _name_pictures(axes: np.ndarray, canaries: Canaries, chosen: np.ndarray, class_names: Sequence[str]) -> None:
     """Names rows, and over each canary its given label and that of its source if it is another."""
     given = [class_names[label] for label in canaries.label[chosen]]
     source = [class_names[label] for label in canaries.source_labels[chosen]]
@@ -353,28 +339,45 @@ def _pooled_along_steps(axis: Axes, rows: pd.DataFrame) -> None:
 def _references(axis: Axes, rows: pd.DataFrame) -> None:
     """Draws the reference lines that leave the data readable, and names the others at the upper edge."""
     top = max(axis.dataLim.y1, 0.1)
-    lines = list(_reference_lines(rows))
+    lines = list(_ceilings(rows))
     near = [line for line in lines if line.value <= 2 * top]
-    far = [line for line in lines if line.value > 2 * top]
     for line in near:
         axis.axhline(line.value, color=_GREY, linewidth=0.9, linestyle=line.dashes, zorder=1, label=line.name)
         _remark(axis, line.name, at=(0, line.value), offset=(2, 2), system=axis.get_yaxis_transform())
-    for number, line in enumerate(far):
-        offset = (2, -8 - 9 * number)
-        _remark(axis, f"↑ {line.name}", at=(0, 1), offset=offset, system="axes fraction")
-    top = 1.1 * max([top, *(line.value for line in near)])
-    axis.set_ylim(-0.02 * top, top * (1 + 0.09 * len(far)))
+    far = [line.name for line in lines if line.value > 2 * top]
+    highest = max([top, *(line.value for line in near), *_draw_accounted(axis, rows, 2 * top, far)])
+    for number, name in enumerate(far):
+        _remark(axis, f"↑ {name}", at=(0, 1), offset=(2, -8 - 9 * number), system="axes fraction")
+    axis.set_ylim(-0.022 * highest, 1.1 * highest * (1 + 0.09 * len(far)))
 
 
-def _reference_lines(rows: pd.DataFrame) -> Iterator[_Reference]:
-    """Lists the ceilings and the accounted epsilon, each distinct value once."""
+def _draw_accounted(axis: Axes, rows: pd.DataFrame, limit: float, far: list[str]) -> list[float]:
+    """Draws the accounted epsilon by step; returns its values up to the limit, names it in `far` if there are others.
+
+    It is one curve for all canary kinds of a training; should their noise differ, the largest is drawn.
+    """
+    accounted = rows.groupby("step")["epsilon_accounted"].max()
+    if not np.isfinite(accounted).all():
+        return []
+    first, last = f"{accounted.min():.2f}", f"{accounted.max():.2f}"
+    name = f"accounted ε {last}" if first == last else f"accounted ε by step, {first} to {last}"
+    shown_values = accounted[accounted <= limit].to_list()
+    if shown_values:
+        axis.plot(accounted.index, accounted, color=_GREY, linewidth=0.9, zorder=1, label=name)
+    if len(shown_values) < len(accounted):
+        far.append(name)
+    else:
+        _remark(axis, name, at=(1, shown_values[-1]), offset=(0, 2), system=axis.get_yaxis_transform())
+    return shown_values
+
+
+def _ceilings(rows: pd.DataFrame) -> Iterator[_Reference]:
+    """Lists the ceilings, each distinct value once."""
     pooled = rows["run"] == tables.POOLED
-    last = rows[rows["step"] == rows["step"].max()]
     which = (" (one run)", " (pooled)") if pooled.any() else ("", "")
     for values, name, dashes in (
         (rows["ceiling"][~pooled], f"ceiling {{:.2f}}{which[0]}", (0, (5, 2))),
         (rows["ceiling"][pooled], f"ceiling {{:.2f}}{which[1]}", _DOTS),
-        (last["epsilon_accounted"], "accounted ε {:.2f}", "-"),
     ):
         for value in np.unique(values.round(2)):
             if np.isfinite(value):

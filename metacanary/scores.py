@@ -1,7 +1,7 @@
 """Membership scores of models, and what they are worth: AUROC and ROC."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import special, stats
 
-if TYPE_CHECKING:  # canaries imports this module
-    from metacanary.canaries import Canaries
+from metacanary.canaries import Canaries
 
 _PARAMS = "params/"
 
@@ -131,7 +130,13 @@ def tpr_at_fpr(scores: npt.ArrayLike, included: npt.ArrayLike, fpr: float) -> fl
     return float(true_positive[false_positive <= fpr].max())
 
 
-def score_block(model: Any, arrays: Mapping[str, np.ndarray], canaries: "Canaries") -> pd.DataFrame:
+def score_block(
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    canaries: Canaries,
+    *,
+    on_model: Callable[[], object] | None = None,
+) -> pd.DataFrame:
     """Scores of all canaries under all snapshots of a block of runs.
 
     Args:
@@ -139,6 +144,7 @@ def score_block(model: Any, arrays: Mapping[str, np.ndarray], canaries: "Canarie
       arrays: A block of K runs with S snapshots: run [K], step [S], canary_id [m], included [K, m], and
         parameters "params/<path>" [K, S, ...].
       canaries: The canaries of these runs, in any order.
+      on_model: Called after each snapshot, to show progress.
 
     Returns:
       Long table with columns run, step, canary_id, included (0 or 1), score (name), value; rows are ordered
@@ -165,6 +171,8 @@ def score_block(model: Any, arrays: Mapping[str, np.ndarray], canaries: "Canarie
                 "included": included[i].astype(int),
             }
             frames += _score_frames(columns, np.asarray(logits), canaries.label)
+            if on_model:
+                on_model()
     return pd.concat(frames, ignore_index=True)
 
 

@@ -6,7 +6,7 @@ A cell is one dataset, canary kind, training and target epsilon. All tables and 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -76,7 +76,12 @@ def run_table(arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 
 def epsilon_table(
-    scores: pd.DataFrame, runs: pd.DataFrame, settings: Settings, *, cell: Mapping[str, str | float]
+    scores: pd.DataFrame,
+    runs: pd.DataFrame,
+    settings: Settings,
+    *,
+    cell: Mapping[str, str | float],
+    on_game: Callable[[], object] | None = None,
 ) -> pd.DataFrame:
     """Audits all runs of a cell, each alone and all pooled.
 
@@ -85,6 +90,7 @@ def epsilon_table(
       runs: Columns run, step, test_accuracy, noise_multiplier (`run_table`), of all blocks.
       settings: How to audit.
       cell: dataset, canary, training, epsilon (the target).
+      on_game: Called after each game, to show progress; there is one per step, score and run, and one of all runs.
 
     Returns:
       Columns `COLUMNS`, a row per step, run, score, protocol and auditor. `run` is a number or "pooled": the coins of
@@ -101,9 +107,11 @@ def epsilon_table(
     _check_scores(scores, settings.scores)
     _check_same_runs(scores, runs)
     wanted = scores[scores["score"].isin(settings.scores)]
-    rows = [
-        _audited(game, settings).assign(step=step, run=run, score=score) for step, score, run, game in _games(wanted)
-    ]
+    rows = []
+    for step, score, run, game in _games(wanted):
+        rows.append(_audited(game, settings).assign(step=step, run=run, score=score))
+        if on_game:
+            on_game()
     table = pd.concat(rows, ignore_index=True).assign(**cell, game=settings.game, accountant=settings.accountant)
     table = table.merge(_by_step(runs, settings), on=["step", "run"], validate="many_to_one")
     return table[list(COLUMNS)]

@@ -36,6 +36,8 @@ Params = Any
 STREAMS = {"init": 0, "order": 1, "sampling": 2, "noise": 3, "coins": 4}
 MICROBATCH = 64
 """Examples per compiled per-example-gradient call; a Poisson batch is cut into as many as it needs."""
+CHECK_EVERY = 50
+"""Steps of SGD between two looks at whether all parameters are finite; each look waits for the device."""
 
 
 def stream(seed: int, name: str) -> jax.Array:
@@ -185,10 +187,11 @@ def train(
 
     Raises:
       ValueError: a snapshot beyond num_steps, or a checkpoint of another recipe, model or seed.
-      FloatingPointError: parameters that are not finite, with the step after which it was seen.
+      FloatingPointError: parameters that are not finite, with the first step after which they were not.
 
     Guarantees:
       A run that was killed and resumed from its checkpoint ends bit-identical to an undisturbed one.
+      No checkpoint holds parameters that are not finite.
     """
     wrong = [s for s in snapshots if not 1 <= s <= recipe.num_steps]
     if wrong:
@@ -203,13 +206,18 @@ def train(
         saved = store.read_tree(checkpoint, {"step": np.int64(0), "carried": carried, "kept": kept})
         start, kept = int(saved["step"]), saved["kept"]
         state = {**state, **saved["carried"]}
+    looks = {*snapshots, *range(0, recipe.num_steps, _check_every(recipe)), recipe.num_steps}
+    first_bad = jnp.int32(0)
     written = time.monotonic()
     for t in range(start, recipe.num_steps):
         state = step(state, t)
+        first_bad = _first_bad(first_bad, state["params"], t + 1)
+        due = checkpoint is not None and time.monotonic() - written > checkpoint_seconds
+        if due or t + 1 in looks:
+            _require_finite(first_bad, recipe.num_steps)
         if t + 1 in snapshots:
-            _require_finite(state["params"], t + 1, recipe.num_steps)
             kept[str(t + 1)] = state["params"]
-        if checkpoint is not None and time.monotonic() - written > checkpoint_seconds:
+        if checkpoint is not None and due:
             carried = {"params": state["params"], "optimizer": state["optimizer"]}
             store.write_tree(checkpoint, {"step": np.int64(t + 1), "carried": carried, "kept": kept}, identity)
             written = time.monotonic()
@@ -305,9 +313,25 @@ def _require_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
         raise ValueError(f"checkpoint: {checkpoint} is of another {' and '.join(wrong)}, expected {identity}")
 
 
-def _require_finite(params: Params, step: int, num_steps: int) -> None:
+def _check_every(recipe: SGD | DPSGD) -> int:
+    """Steps between two looks at the first bad step; DP-SGD waits for the device at every step anyway."""
+    return 1 if isinstance(recipe, DPSGD) else CHECK_EVERY
+
+
+@jax.jit
+def _first_bad(first_bad: jax.Array, params: Params, step: int) -> jax.Array:
+    """The first step after which parameters were not finite, 0 for none.
+
+    It stays on the device until it is looked at. A function of its own: compiled into the step it could change how
+    that is rounded.
+    """
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+    return jnp.where((first_bad == 0) & ~finite, step, first_bad)
+
+
+def _require_finite(first_bad: jax.Array, num_steps: int) -> None:
     """Stop a run whose parameters are not finite."""
-    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(params)):
+    if step := int(first_bad):
         raise FloatingPointError(f"parameters are not finite after step {step} of {num_steps}: lower learning_rate")
 
 

@@ -1,6 +1,8 @@
 """Audits from scores and coins: guesses, protocols, level by Monte Carlo, validation."""
 
+import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -274,3 +276,33 @@ def test_audit_rejects_bad_input(options, message):
 def test_default_grid_rejects_no_canaries():
     with pytest.raises(ValueError, match="num_canaries is 0"):
         default_grid(0)
+
+
+def table_of_docs(first_header):
+    """The numbers of the table of docs/auditing.md whose first header is this, [rows, columns]."""
+    text = (Path(__file__).parent.parent / "docs" / "auditing.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition(f"| {first_header} |")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines()[2:])
+    return np.array([[float(cell) for cell in row.strip("|").split("|")] for row in rows])
+
+
+def test_ceilings_of_the_docs():
+    """To the printed digits."""
+    table = table_of_docs("m (canaries or pairs)")
+    assert len(table) == 5
+    for m, *printed in table:
+        counts, corrected = (int(m),) * 3, 0.05 / len(default_grid(int(m)))
+        choices = itertools.product((steinke, fdp_gaussian), (0.05, corrected))
+        ceilings = [bound(*counts, delta=1e-5, significance=level) for bound, level in choices]
+        np.testing.assert_allclose(ceilings, printed, rtol=0, atol=0.005001)
+
+
+def test_noise_multipliers_of_the_docs():
+    """To the printed digits; 0.001 is for the rounding of the noise multiplier."""
+    table = table_of_docs("noise multiplier")
+    assert len(table) == 4
+    for noise, *printed in table:
+        mechanism = {"noise_multiplier": noise, "sampling_prob": 0.2, "num_steps": 200, "delta": 1e-5}
+        choices = [{}, {"accountant": "rdp"}, {"adjacency": "replace_one"}]
+        found = [accounting.epsilon(**mechanism, **choice) for choice in choices]
+        np.testing.assert_allclose(found, printed, rtol=0, atol=0.006)

@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -188,8 +189,7 @@ def swap_two(path):
     ("name", "damage"),
     [
         *[(name, damage) for name in data.ARRAYS for damage in (cut, empty, drop_last, os.remove)],
-        ("train_labels", swap_two),
-        ("test_labels", swap_two),
+        *[(name, swap_two) for name in data.ARRAYS],
     ],
 )
 def test_load_refuses_damaged_files(digits_dir, tmp_path, name, damage):
@@ -197,6 +197,53 @@ def test_load_refuses_damaged_files(digits_dir, tmp_path, name, damage):
     damage(tmp_path / "digits" / f"{name}.npy")
     with pytest.raises(ValueError, match=rf"{name}\.npy.*delete '{tmp_path}/digits'"):
         data.load("digits", tmp_path)
+
+
+def fetch_darker(source, data_dir):
+    """The digits as an edited fetch function would give them."""
+    arrays = data._fetch_digits(source, data_dir)
+    return arrays | {"train_images": arrays["train_images"] // 2}
+
+
+@pytest.mark.parametrize("name", ["train_images", "test_images[:100]"])
+def test_load_refuses_what_was_prepared_from_another_source(tmp_path, monkeypatch, name):
+    """A fetch function was edited and its pin with it: the folder of before is not the data set of now."""
+    array, _, stop = name.rstrip("]").partition("[:")
+    before = data.SOURCES["digits"]
+    arrays = before.fetch(before, tmp_path)
+    pin = {name: data.sha256(arrays[array][: int(stop) if stop else None])}
+    monkeypatch.setitem(data.SOURCES, "digits", dataclasses.replace(before, digests=pin))
+    data.load("digits", tmp_path)
+    monkeypatch.setitem(data.SOURCES, "digits", dataclasses.replace(before, digests={name: "0" * 64}))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} of .* expected 0000.*delete '{tmp_path}/digits'"):
+        data.load("digits", tmp_path)
+
+
+def test_load_notices_an_edited_fetch_function(digits_dir, tmp_path, monkeypatch):
+    shutil.copytree(digits_dir / "digits", tmp_path / "digits")
+    before = data.SOURCES["digits"]
+    changed = fetch_darker(before, tmp_path)
+    digests = {name: data.sha256(array) for name, array in changed.items()}
+    edited = dataclasses.replace(before, fetch=fetch_darker, digests=digests)
+    monkeypatch.setitem(data.SOURCES, "digits", edited)
+    with pytest.raises(ValueError, match=f"train_images of .*delete '{tmp_path}/digits'"):
+        data.load("digits", tmp_path)
+    shutil.rmtree(tmp_path / "digits")
+    assert_holds(data.load("digits", tmp_path), changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_test": 361}, r"test images of shape \(360, 8, 8, 1\), expected \(361, 8, 8, 1\)"),
+        ({"image_shape": (8, 8, 3)}, r"train images of shape"),
+        ({"class_names": tuple("abcdefghij")}, "other class_names"),
+    ],
+)
+def test_load_refuses_what_was_prepared_with_other_counts(digits_dir, monkeypatch, change, message):
+    monkeypatch.setitem(data.SOURCES, "digits", dataclasses.replace(data.SOURCES["digits"], **change))
+    with pytest.raises(ValueError, match=f"{message}.*delete"):
+        data.load("digits", digits_dir)
 
 
 def test_load_prepares_again_what_was_not_finished(digits_dir, tmp_path):

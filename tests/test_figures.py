@@ -1,5 +1,6 @@
 """Tests of metacanary.figures."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.image import imread
 
 from metacanary import figures, tables
+from metacanary.canaries import Canaries
 
 CHOICE = {"score": "negative_loss", "auditor": "steinke", "protocol": "corrected"}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -62,7 +64,7 @@ def make_canaries(num=30, channels=3, seed=0):
     labels = rng.integers(0, 10, num)
     source_labels = np.where(rng.random(num) < 0.5, labels, (labels + 1) % 10)
     shared = {"id": rng.permutation(num), "label": labels, "source_labels": source_labels}
-    return SimpleNamespace(images=images, source_images=sources, **shared)
+    return Canaries(images=images, source_images=sources, source_index=np.arange(num), **shared)
 
 
 def labels_of(axis):
@@ -173,7 +175,8 @@ def test_figure1_shows_the_arrays(channels):
 
 def test_figure1_has_one_symmetric_scale():
     canaries = make_canaries()
-    canaries.images = np.clip(canaries.source_images + np.linspace(-0.4, 0.1, 30)[:, None, None, None], 0, 1)
+    images = np.clip(canaries.source_images + np.linspace(-0.4, 0.1, 30)[:, None, None, None], 0, 1)
+    canaries = dataclasses.replace(canaries, images=images)
     figure = figures.figure1(canaries, class_names=CLASSES)
     limits = {axis.images[0].get_clim() for axis in figure.axes[16:24]}
     chosen = figures.shown(canaries.label, canaries.id, 8)
@@ -195,7 +198,7 @@ def test_figure1_names_labels_and_ids():
 
 def test_figure1_of_unchanged_canaries_has_a_blank_difference():
     canaries = make_canaries()
-    canaries.images, canaries.source_labels = canaries.source_images, canaries.label
+    canaries = dataclasses.replace(canaries, images=canaries.source_images, source_labels=canaries.label)
     figure = figures.figure1(canaries, class_names=CLASSES)
     assert all((axis.images[0].get_array() == 0).all() for axis in figure.axes[16:24])
     assert all(len(axis.texts) == 1 for axis in figure.axes[:8])
@@ -279,6 +282,30 @@ def test_figure2_shows_a_finite_accounted_epsilon():
     assert set(line_of(near, "accounted ε 0.98").get_ydata()) == {0.98}
     assert "↑ accounted ε 7.90" in remarks_of(far)
     assert "accounted" not in " ".join(remarks_of(figures.figure2(make_frame(), **CHOICE).axes[0]))
+
+
+def by_step(frame, values):
+    """The frame with an accounted epsilon for each step."""
+    return frame.assign(
+        epsilon=8.0, epsilon_accounted=frame["step"].map(dict(zip((20, 40, 80, 160), values, strict=True)))
+    )
+
+
+def test_figure2_shows_the_accounted_epsilon_of_each_step():
+    left = figures.figure2(by_step(make_frame(), (0.5, 0.9, 1.6, 2.4)), **CHOICE).axes[0]
+    line = line_of(left, "accounted ε by step, 0.50 to 2.40")
+    assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == [(20, 0.5), (40, 0.9), (80, 1.6), (160, 2.4)]
+    assert left.get_ylim()[1] > 2.4
+    assert "accounted ε by step, 0.50 to 2.40" in remarks_of(left)
+
+
+def test_figure2_shows_the_near_part_of_the_accounted_epsilon():
+    """The rest leaves at the upper edge, and the edge says so."""
+    left = figures.figure2(by_step(make_frame(), (1.0, 2.5, 5.0, 8.0)), **CHOICE).axes[0]
+    name = "accounted ε by step, 1.00 to 8.00"
+    assert list(line_of(left, name).get_ydata()) == [1.0, 2.5, 5.0, 8.0]
+    assert 2.5 < left.get_ylim()[1] < 5.0
+    assert f"↑ {name}" in remarks_of(left)
 
 
 def test_figure2_says_what_it_is():
@@ -444,7 +471,8 @@ def make_config(*, start, objective, protocol, epsilon):
 def test_captions_render(path, choice):
     wildcards = SimpleNamespace(dataset="digits", canary="metagradient")
     snakemake = SimpleNamespace(config=make_config(**choice), wildcards=wildcards)
-    template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(path.read_text(encoding="utf-8"))
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(path.read_text(encoding="utf-8"))  # in the environment that Snakemake uses
     text = template.render(snakemake=snakemake)
     strict = {"halt_level": 2, "report_level": 2, "input_encoding": "unicode"}  # warnings stop it
     body = publish_parts(text, writer="html5", settings_overrides=strict)["body"]

@@ -1,8 +1,8 @@
 """Tests of metacanary.tables."""
 
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from metacanary import store, summary, tables
+from metacanary import store, summary, table_formats, tables
 
 STEINKE = {"auditor": "steinke", "protocol": "corrected", "score": "negative_loss"}
 
@@ -124,7 +124,7 @@ def test_summarise_takes_the_last_step_of_each_cell():
         ("sgd", 150, 1.0),
         ("dpsgd", 200, 0.4),
     ]
-    assert "step" in tables.printed(tables.table1(pd.concat(rows))).columns
+    assert "step" in table_formats.printed(tables.table1(pd.concat(rows))).columns
 
 
 def test_summarise_shows_every_kind_in_every_setting():
@@ -207,14 +207,14 @@ def test_summarise_ignores_runs_without_auroc():
 
 def test_table1_puts_the_paper_protocol_beside():
     table = tables.table1(make_frame())
-    assert cell(table, "metagradient")[tables.PAPER_COLUMN] == pytest.approx(1.0, rel=1e-12)
-    assert np.isnan(cell(table, "random")[tables.PAPER_COLUMN])
-    assert "not_a_bound" in tables.PAPER_COLUMN
-    assert "paper protocol,\nnot a bound" in tables.printed(table).columns
+    assert cell(table, "metagradient")[table_formats.PAPER_COLUMN] == pytest.approx(1.0, rel=1e-12)
+    assert np.isnan(cell(table, "random")[table_formats.PAPER_COLUMN])
+    assert "not_a_bound" in table_formats.PAPER_COLUMN
+    assert "paper protocol,\nnot a bound" in table_formats.printed(table).columns
 
 
 def test_table1_works_without_the_paper_protocol():
-    assert tables.table1(make_rows([0.1, 0.2]))[tables.PAPER_COLUMN].isna().all()
+    assert tables.table1(make_rows([0.1, 0.2]))[table_formats.PAPER_COLUMN].isna().all()
 
 
 def test_table1_refuses_the_paper_protocol():
@@ -230,106 +230,7 @@ def test_table2_takes_the_other_auditor():
     assert set(first["auditor"]) == {"steinke"}
     assert set(second["auditor"]) == {"fdp_gaussian"}
     np.testing.assert_allclose(second["epsilon_mean"], 2 * first["epsilon_mean"], rtol=1e-12)
-    assert "Mahloujifar" in tables.note(second)
-
-
-def test_printed_cells():
-    cells = tables.printed(tables.table1(make_frame()))
-    cells.columns = [name.replace("\n", " ") for name in cells.columns]
-    missing, private, public = (cells.iloc[place] for place in (4, 5, 2))
-    assert (public["target ε"], public["ε mean"], public["ε pooled"]) == ("∞", "0.80 ± 0.90", "1.10")
-    assert (public["ceiling (pooled)"], public["accounted ε (by RDP)"]) == ("3.50 (5.00)", "∞")
-    assert (private["target ε"], private["ε mean"], private["accounted ε (by RDP)"]) == (
-        "8",
-        "0.50",
-        "7.50 (7.90)",
-    )
-    assert (private["AUROC mean"], private["test accuracy"]) == ("0.550", "90.0%")
-    assert missing["runs"] == "0"
-    assert set(missing.drop(["training", "target ε", "canary", "runs"])) == {tables.NO_VALUE}
-
-
-def test_note_has_what_rows_share_and_columns_what_they_do_not():
-    alike = tables.table1(make_frame())
-    assert "game independent, adjacency add_remove" in tables.note(alike)
-    assert {"game", "adjacency", "dataset", "step"}.isdisjoint(tables.printed(alike).columns)
-    paired = make_frame().assign(game="paired", adjacency="replace_one", dataset="mnist")
-    mixed = tables.table1(pd.concat([make_frame(), paired]))
-    assert {"game", "adjacency", "dataset"} <= set(tables.printed(mixed).columns)
-    assert "game independent" not in tables.note(mixed)
-
-
-@pytest.mark.parametrize("word", ["Steinke", "protocol corrected", "worst_case", "negative_loss", "t interval", "pld"])
-def test_note_says_what_a_number_needs(word):
-    assert word in tables.note(tables.table1(make_frame()))
-
-
-def test_markdown_is_aligned_and_complete():
-    table = tables.table1(make_frame())
-    lines = [line for line in tables.markdown(table).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(table)
-    assert len({len(line) for line in lines}) == 1
-    bars = {tuple(match.start() for match in re.finditer(r"\|", line)) for line in lines}
-    assert len(bars) == 1
-
-
-def test_markdown_escapes_bars():
-    text = tables.markdown(tables.table1(make_rows([0.1], canary="a|b")))
-    assert "a\\|b" in text
-
-
-def test_text_is_aligned():
-    lines = tables.text(tables.table1(make_frame())).rstrip("\n").split("\n")
-    rule = lines[2]
-    assert set(rule) == {"-", " "}
-    gaps = [place for place, character in enumerate(rule) if character == " "]
-    assert all(line.ljust(len(rule))[gap] == " " for line in lines for gap in gaps)
-    assert max(map(len, lines)) <= len(rule)
-
-
-@pytest.mark.parametrize(
-    ("name", "escaped"),
-    [
-        ("gradient_max", "gradient\\_max"),
-        ("50%&$#", "50\\%\\&\\$\\#"),
-        ("{a}", "\\{a\\}"),
-        ("a\\b~c^d", "a\\textbackslash{}b\\textasciitilde{}c\\textasciicircum{}d"),
-        ("a<b|c>", "a$<$b$|$c$>$"),
-    ],
-)
-def test_latex_escapes_names(name, escaped):
-    assert f" {escaped} &" in tables.latex(tables.table1(make_rows([0.1, 0.2], canary=name)))
-
-
-def test_latex_structure():
-    table = tables.table1(make_frame())
-    source = tables.latex(table)
-    assert source.isascii()
-    for rule in (
-        "\\toprule",
-        "\\midrule",
-        "\\bottomrule",
-        "\\addlinespace",
-        "\\caption{",
-        "\\label{tab:epsilon-steinke}",
-    ):
-        assert source.count(rule) == 1
-    (columns,) = re.findall(r"\\begin{tabular}{@{}([lr]+)@{}}", source)
-    rows = [line for line in source.splitlines() if line.endswith(" \\\\")]
-    assert len(rows) == 1 + len(table)
-    assert {line.count(" & ") + 1 for line in rows} == {len(columns)}
-    unescaped = re.sub(r"\\[{}]", "", source)
-    assert unescaped.count("{") == unescaped.count("}")
-    assert re.findall(r"\\begin{(.+?)}", source) == re.findall(r"\\end{(.+?)}", source)[::-1]
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not on this machine")
-def test_latex_compiles(tmp_path):
-    table = tables.latex(tables.table1(make_frame()))
-    document = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{table}\\end{{document}}"
-    (tmp_path / "table.tex").write_text(document)
-    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+    assert "Mahloujifar" in table_formats.note(second)
 
 
 def test_write_gives_the_same_bytes_again(tmp_path):
@@ -346,8 +247,8 @@ def test_write_csv_prints_the_same_table_when_read(tmp_path):
     table = tables.table1(make_frame())
     tables.write(table, tmp_path / "table1.csv", provenance={})
     again = store.read_csv(tmp_path / "table1.csv")
-    assert tables.markdown(again) == tables.markdown(table)
-    assert tables.latex(again) == tables.latex(table)
+    assert table_formats.markdown(again) == table_formats.markdown(table)
+    assert table_formats.latex(again) == table_formats.latex(table)
 
 
 def test_write_refuses_other_formats(tmp_path):
@@ -363,8 +264,8 @@ def test_main_prints_tables_and_paths(tmp_path, capsys):
         store.write_text(tmp_path / name, "")
     assert tables.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert tables.text(tables.table1(frame)) in printed
-    assert tables.text(tables.table2(frame)) in printed
+    assert table_formats.text(tables.table1(frame)) in printed
+    assert table_formats.text(tables.table2(frame)) in printed
     for name in ("figures/figure1.pdf", "figures/figure2.png", "report.html", "tables/table1.csv"):
         assert f"{tmp_path / name}\n" in printed
     assert "provenance" not in printed
@@ -374,8 +275,13 @@ def test_main_says_what_is_missing(tmp_path, capsys):
     assert tables.main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert str(tmp_path / "tables" / "table2.csv") in error
-    assert "make demo" in error
+    assert f"with the FILE in config/ whose results_dir is {tmp_path}" in error
     assert "Traceback" not in error
+
+
+def test_tables_need_no_jax():
+    code = "import sys, metacanary.tables; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_columns_are_those_of_the_summary():

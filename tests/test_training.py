@@ -352,10 +352,58 @@ def test_train_writes_no_checkpoint_before_its_time(pool, pixels, tmp_path):
     assert not checkpoint.exists()
 
 
+def first_bad_step(recipe, pool, pixels):
+    """Looks at the parameters after every step, with NumPy."""
+    state, step = training._prepare(recipe, MODEL, pool, pixels, INCLUDED, 3)
+    for t in range(recipe.num_steps):
+        state = step(state, t)
+        if not np.isfinite(as_matrix(state["params"])).all():
+            return t + 1
+    return None
+
+
 @RECIPES
 def test_train_names_the_step_at_which_it_diverged(pool, pixels, recipe):
-    with pytest.raises(FloatingPointError, match="parameters are not finite after step 6 of 8: lower learning_rate"):
-        train(replace(recipe, momentum=1e30), MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[6, 8])
+    """The true one, not the snapshot or the look at which it was seen."""
+    recipe = replace(recipe, momentum=1e8)
+    expected = first_bad_step(recipe, pool, pixels)
+    assert 2 < expected < 8
+    with pytest.raises(
+        FloatingPointError, match=f"parameters are not finite after step {expected} of 8: lower learning_rate"
+    ):
+        train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])
+
+
+@pytest.mark.parametrize(("recipe", "last"), [(SGD_RECIPE, training.CHECK_EVERY), (DPSGD_RECIPE, 0)])
+def test_train_stops_soon_after_it_diverged(pool, pixels, recipe, last):
+    """SGD within CHECK_EVERY steps, DP-SGD at once."""
+    recipe, steps = replace(recipe, momentum=1e8, num_steps=2 * training.CHECK_EVERY), []
+    expected = first_bad_step(recipe, pool, pixels)
+    with pytest.raises(FloatingPointError, match=f"after step {expected} of 100"):
+        train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[100], on_step=steps.append)
+    assert len(steps) + 1 == max(expected, last)
+
+
+@RECIPES
+def test_train_writes_no_checkpoint_that_is_not_finite(pool, pixels, recipe, tmp_path):
+    recipe, checkpoint = replace(recipe, momentum=1e8), tmp_path / "run.npz"
+    expected = first_bad_step(recipe, pool, pixels)
+    options = {"checkpoint": checkpoint, "checkpoint_seconds": 0.0}
+    for _ in range(2):  # a second try goes on from the checkpoint and says the same
+        with pytest.raises(FloatingPointError, match=f"after step {expected} of 8"):
+            train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8], **options)
+        with np.load(checkpoint, allow_pickle=False) as saved:
+            assert saved["leaf['step']"] == expected - 1
+            assert all(np.isfinite(saved[name]).all() for name in saved.files if name.startswith("leaf['carried']"))
+
+
+def test_train_sgd_is_the_replayed_step_bit_by_bit(pool, pixels):
+    """What looks at the parameters does not change them: the same bits as the step that metagradients replay."""
+    step = jax.jit(training.sgd_step(SGD_RECIPE, MODEL))
+    state = training.sgd_state(SGD_RECIPE, MODEL, pool, INCLUDED, seed=3)
+    for t in range(8):
+        state = step(state, jnp.asarray(pixels), jnp.int32(t))
+    assert same(train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])[8], state["params"])
 
 
 def test_predict_takes_bytes_floats_and_any_batch_size(pool):
