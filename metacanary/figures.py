@@ -229,7 +229,10 @@ def figure2(
     for axis in (left, right):
         axis.set_xlabel("training step")
         _step_axis(axis, np.unique(rows["step"]))
-    figure.legend(handles=list(_legend(rows)), loc="outside lower center", ncols=4, title=_cell_name(rows))
+    handles = list(_legend(rows))
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    ncols = max(1, min(4, 88 // (widest + 6)))  # what fits the width of the page
+    figure.legend(handles=handles, loc="outside lower center", ncols=ncols, title=_cell_name(rows))
     return figure
 
 

@@ -66,7 +66,7 @@ def replay(
       Replay(value, aux, gradient).
 
     Raises:
-      ValueError: num_steps < 1 or branching < 2.
+      ValueError: num_steps < 1, branching < 2, no floating-point leaf, or an objective that returns no pair.
       FloatingPointError: the objective is not finite (the message names the first step after which the state is
         not finite), or the gradient is not.
 
@@ -143,9 +143,15 @@ def _step(step_fn: StepFn, state: PyTree, metaparams: PyTree, t: jax.Array) -> P
 def _objective(objective_fn: ObjectiveFn, state: PyTree, metaparams: PyTree) -> tuple[Any, Any, Any, Any]:
     """The objective with its derivatives by the state (the adjoint A[T]) and by z (the direct term)."""
     (state_in, state_rest), (meta_in, meta_rest) = _split(state), _split(metaparams)
+    for name, floats in (("state", state_in), ("metaparams", meta_in)):
+        if not jax.tree.leaves(floats):
+            raise ValueError(f"{name}: got no floating-point leaf, expected at least one to differentiate by")
 
     def function(s: PyTree, z: PyTree) -> tuple[jax.Array, PyTree]:
-        return objective_fn(_merge(s, state_rest), _merge(z, meta_rest))
+        result = objective_fn(_merge(s, state_rest), _merge(z, meta_rest))
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ValueError(f"objective_fn: got {type(result).__name__}, expected it to return (scalar, aux)")
+        return result
 
     (value, aux), (adjoint, gradient) = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(state_in, meta_in)
     return value, aux, adjoint, gradient

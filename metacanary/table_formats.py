@@ -30,8 +30,8 @@ _LEGEND = (
     "ε is the mean over runs of each run's lower bound, ± half of its 95% t interval over runs (none for "
     "one run). These are audit runs of one set of canaries (optimised ones: of one optimisation), so ± leaves out "
     "how optimisations and source images vary. "
-    "Pooled is the lower bound from the coins of all runs at once; the ceiling is what a perfect "
-    "attack would give. The paper protocol chooses the number of guesses on the scores it then counts: not "
+    "Pooled is the lower bound from the coins of all runs at once; the ceiling is that of an audit whose guesses "
+    "are all right. The paper protocol chooses the number of guesses on the scores it then counts: not "
     f"a bound. {NO_VALUE}: no value."
 )
 

@@ -322,3 +322,13 @@ def test_replay_tells_a_diverged_objective_or_gradient_from_a_diverged_state():
         replay(lambda s, z, t: s * z, lambda s, z: (jnp.log(s - 1), ()), one, one, 4, branching=2)
     with pytest.raises(FloatingPointError, match="the metagradient is not finite although the objective is"):
         replay(lambda s, z, t: jnp.sqrt(z - 1), lambda s, z: (s, ()), one, one, 4, branching=2)
+
+
+def test_replay_refuses_what_it_cannot_differentiate():
+    step, objective = (lambda s, z, t: s + z), (lambda s, z: (s, s))
+    with pytest.raises(ValueError, match="metaparams: got no floating-point leaf"):
+        replay(step, objective, jnp.float32(0), jnp.int32(1), 3, branching=2)
+    with pytest.raises(ValueError, match="state: got no floating-point leaf"):
+        replay(lambda s, z, t: s, lambda s, z: (z, s), jnp.int32(0), jnp.float32(1), 3, branching=2)
+    with pytest.raises(ValueError, match=r"objective_fn: got \w+, expected it to return \(scalar, aux\)"):
+        replay(step, lambda s, z: s, jnp.float32(0), jnp.float32(1), 3, branching=2)
