@@ -231,7 +231,7 @@ def figure2(
         _step_axis(axis, np.unique(rows["step"]))
     handles = list(_legend(rows))
     widest = max(len(str(handle.get_label())) for handle in handles)
-    ncols = max(1, min(4, 88 // (widest + 6)))  # what fits the width of the page
+    ncols = max(1, min(4, 122 // (widest + 8)))  # what fits the width of the page
     figure.legend(handles=handles, loc="outside lower center", ncols=ncols, title=_cell_name(rows))
     return figure
 
