@@ -35,7 +35,7 @@ $(BIN)/python:
 
 # pip installs only uv, from the hashes in the lock file; uv then takes seconds for what takes pip minutes, and asks
 # the same index. The bytecode is compiled now, whatever PYTHONDONTWRITEBYTECODE says: the first import is slow.
-# The .pth file makes the package importable from anywhere, without building it. The second try trusts the machine's own certificates, which a network with a proxy may need.
+# The second try trusts the machine's own certificates, which a network with a proxy may need.
 # venv makes bin/python before pip is there, so that a kill may leave the one without the other.
 $(STAMP): $(LOCK) | $(BIN)/python
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
@@ -45,8 +45,6 @@ $(STAMP): $(LOCK) | $(BIN)/python
 	sync() { env -u PYTHONDONTWRITEBYTECODE UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$${PIP_INDEX_URL:-$$index}}" \
 	  $(BIN)/uv pip sync --python $(BIN)/python --require-hashes --compile-bytecode "$$@" $(LOCK); }; \
 	sync || sync --system-certs
-	$(BIN)/python -c 'import pathlib, sysconfig; \
-	  pathlib.Path(sysconfig.get_path("purelib"), "metacanary.pth").write_text("$(CURDIR)\n")'
 	@echo $(LOCK) > $@
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
