@@ -49,6 +49,8 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     names = ["training", *(name for name in _NOTED if _varies(table, name))]
     cells = {_NOTED.get(name, name): [_text(value) for value in table[name]] for name in names}
     cells |= {"target\nε": [_text(value) for value in table["epsilon"]], "canary": list(table["canary"])}
+    if "objective" in table:
+        cells |= {"optimised\nfor": [_text(value) for value in table["objective"]]}
     cells |= {"runs": [str(count) for count in table["num_runs"]]}
     cells |= {"ε\nmean": _plus_minus(table, "epsilon", 2), "ε\nmedian": _fixed(table["epsilon_median"], 2)}
     cells |= {"ε\npooled": _fixed(table["epsilon_pooled"], 2)}

@@ -169,6 +169,19 @@ def table2(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "ne
     return _beside_paper(frame, "fdp_gaussian", protocol, score)
 
 
+def with_objectives(table: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
+    """Says of each row what its canaries were optimised for.
+
+    Args:
+      table: From `table1` or `table2`.
+      objectives: The objective's name by canary kind; kinds that are not optimised have none.
+
+    Returns:
+      The table with a last column `objective`, missing where there is none.
+    """
+    return table.assign(objective=[objectives.get(kind, float("nan")) for kind in table["canary"]])
+
+
 def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, Any]) -> None:
     """Writes a table to files, each in the form that its suffix names: .csv, .md or .tex.
 

@@ -110,3 +110,14 @@ def test_latex_compiles(tmp_path):
     (tmp_path / "table.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "table.tex"]
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_printed_says_what_canaries_were_optimised_for():
+    table = tables.table1(make_frame())
+    assert "optimised\nfor" not in table_formats.printed(table)
+    said = tables.with_objectives(table, {"metagradient": "smooth_auroc"})
+    cells = table_formats.printed(said)
+    for kind, objective in zip(cells["canary"], cells["optimised\nfor"], strict=True):
+        assert objective == ("smooth_auroc" if kind == "metagradient" else "—")
+    assert "smooth_auroc" in table_formats.markdown(said)
+    assert r"smooth\_auroc" in table_formats.latex(said)

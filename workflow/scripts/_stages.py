@@ -170,7 +170,9 @@ class Stages:
         return {"inputs": {"audits": [self.digest("audits", **cell) for cell in self.cells()]}}
 
     def _table1(self) -> Settings:
-        return {"inputs": {"summary": self.digest("summary")}, **self._config["tables"]}
+        kinds = self._config["canaries"]["kinds"].items()
+        objectives = {name: kind["objective"]["name"] for name, kind in kinds if "objective" in kind}
+        return {"inputs": {"summary": self.digest("summary")}, "objectives": objectives, **self._config["tables"]}
 
     _table2 = _table1
 

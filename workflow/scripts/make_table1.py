@@ -8,5 +8,6 @@ if __name__ == "__main__":
     with running(snakemake) as job:
         options = {name: job.settings[name] for name in ("protocol", "score")}
         table = tables.table1(store.read_csv(job.input.summary), **options)
+        table = tables.with_objectives(table, job.settings["objectives"])
         tables.write(table, *job.output, provenance=job.provenance())
         print(tables.text(table))
