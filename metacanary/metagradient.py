@@ -4,24 +4,39 @@ REPLAY (Engstrom et al. 2025, arXiv 2503.13751, Section 2). Training is s[t+1] =
 objective phi(s[T], z) is to be differentiated by the metaparameters z. With the adjoint A[T] = dphi/ds[T] and
 A[t] = (dstep_t/ds)^T A[t+1] the metagradient is
 
-    dphi/dz = sum_t (dstep_t/dz)^T A[t+1]  +  (the direct term) dphi/dz at fixed s[T].
+    dphi/dz = sum_t (dstep_t/dz)^T A[t+1]  +  dphi/dz at fixed s[T]  +  (ds[0]/dz)^T A[0].
 
-The states are needed in reverse order. They are not all kept: a lazy k-ary tree holds O(k log_k T) of them and
-recomputes the others from the nearest one that is held, which replays training about log_k T times.
+The states are needed in reverse order. They are not all kept: a lazy k-ary tree (`replay_schedule`) holds O(k log_k T)
+of them, on the device or elsewhere (`replay_storage`), and recomputes the others from the nearest one that is held.
+
+    costs = measure(step_fn, objective_fn, state, metaparams)
+    chosen = plan(num_steps, costs, {"device": 8 * 2**30})
+    result = replay(step_fn, objective_fn, state, metaparams, num_steps, branching=chosen.branching)
+
+docs/metagradients.md is the guide for a project of your own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from metacanary import replay_step
+from metacanary.replay_checkpoint import ReplayCheckpoint
+from metacanary.replay_schedule import Costs, actions
+from metacanary.replay_step import ObjectiveFn, StepFn
+from metacanary.replay_storage import Device, Leaves, Storage
 
 PyTree = Any
-StepFn = Callable[[PyTree, PyTree, jax.Array], PyTree]
-ObjectiveFn = Callable[[PyTree, PyTree], tuple[jax.Array, PyTree]]
+LOOK_EVERY = 64
+"""Repeated steps between two comparisons with their first run; each waits for the device."""
 
 
 class Replay(NamedTuple):
@@ -38,164 +53,236 @@ class Replay(NamedTuple):
     gradient: PyTree
 
 
+class NotDeterministicError(RuntimeError):
+    """A repeated step gave other bits than in its first run, so that a gradient through it would be of no training."""
+
+
 def replay(
     step_fn: StepFn,
     objective_fn: ObjectiveFn,
-    state: PyTree,
+    state: PyTree | Callable[[PyTree], PyTree],
     metaparams: PyTree,
     num_steps: int,
     *,
     branching: int,
+    storage: Storage | None = None,
     on_step: Callable[[str, int], None] | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 120.0,
 ) -> Replay:
     """Differentiate an objective of the state after `num_steps` steps by the metaparameters.
 
     Leaves of `state` and `metaparams` that are not floating point (data order, labels, uint8 images, PRNG keys) are
-    carried along and not differentiated. Pass the same function objects again and nothing is compiled again.
+    carried along and not differentiated. Leaves of `state` that the step returns as it got them (a data set, say) are
+    neither copied nor held. Pass the same function objects again and nothing is compiled again.
 
     Args:
-      step_fn: step_fn(state, metaparams, t) -> state; pure, deterministic, jittable; t is an int32 scalar.
+      step_fn: step_fn(state, metaparams, t) -> state; pure, deterministic, jittable; t is an int32 scalar. Write its
+        gradient with `gradients.grad` or `gradients.mean_gradient`, which are cheaper to differentiate again. Optax's
+        Adam needs `eps_root` > 0: with its epsilon outside the square root only, a zero gradient gives NaN.
       objective_fn: objective_fn(state, metaparams) -> (scalar, aux), jittable.
-      state: s[0], a pytree of arrays.
+      state: s[0], a pytree of arrays; or a jittable function of the metaparameters that returns it, if it depends on
+        them (initial weights as metaparameters).
       metaparams: z, a pytree of arrays.
       num_steps: T >= 1.
-      branching: k >= 2, the arity of the tree; k >= T keeps all states and recomputes none.
+      branching: k >= 2, the arity of the tree, as `replay_schedule.plan` chooses it; ceil(sqrt(T)) replays training
+        once, k >= T keeps all states and replays nothing.
+      storage: where held states live; on the device if None.
       on_step: called with ("forward" or "backward", t) after each step, to show progress.
+      checkpoint: a folder of its own to resume from and to write to; None writes nothing. It also keeps the finished
+        result: delete the folder once that is in safety.
+      checkpoint_seconds: time between two checkpoints.
 
     Returns:
       Replay(value, aux, gradient).
 
     Raises:
-      ValueError: num_steps < 1, branching < 2, no floating-point leaf, or an objective that returns no pair.
+      ValueError: num_steps < 1, branching < 2, no floating-point leaf, a step or an objective that returns something
+        of another structure, or a checkpoint of another replay.
+      NotDeterministicError: a repeated step gave other bits; the message names it.
       FloatingPointError: the objective is not finite (the message names the first step after which the state is
         not finite), or the gradient is not.
 
     Guarantees:
-      Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding.
-      Memory: at most 1 + branching * depth states are alive at a time, depth = max(1, ceil(log_branching(num_steps))).
-      Work: num_steps VJPs and at most num_steps * depth step calls.
+      Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding. Its
+      bits depend neither on branching nor on storage.
+      Memory and work: those of `replay_schedule.work`; one VJP a step.
+      Deterministic: every state that is recomputed is compared with the first one by a checksum of all its bits; a
+      change of a single number is always seen, any other with probability 1 - 2**-32.
+      Resume: a replay that was killed and is called again with the same arguments ends with the same bits.
 
     References:
       arXiv 2503.13751, Section 2 (REPLAY, the lazy k-ary tree).
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps: got {num_steps}, expected an integer >= 1")
-    if branching < 2:
-        raise ValueError(f"branching: got {branching}, expected an integer >= 2")
-    notify = on_step or (lambda phase, t: None)
-
-    def forward(s: PyTree, t: int) -> PyTree:
-        s = _step(step_fn, s, metaparams, jnp.int32(t))
-        notify("forward", t)
-        return s
-
-    held = _expand(forward, state, 0, num_steps, branching)
-    last, final = held[-1]
-    for t in range(last, num_steps):
-        final = forward(final, t)
-    value, aux, adjoint, gradient = _objective(objective_fn, final, metaparams)
-    if not bool(jnp.isfinite(value)):
-        raise FloatingPointError(_first_non_finite(forward, state, num_steps))
-    del final
-    for t, s in _reversed_states(forward, held, num_steps, branching):
-        adjoint, gradient = _step_vjp(step_fn, s, metaparams, jnp.int32(t), adjoint, gradient)
-        notify("backward", t)
-    if not _is_finite(gradient):
-        raise FloatingPointError("the metagradient is not finite although the objective is: see the step's derivative")
-    return Replay(value, aux, _merge(gradient, jax.tree.map(lambda _: None, metaparams)))
+    order = list(actions(num_steps, branching))
+    problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
+    run = _Run(problem, carried, fixed, num_steps, storage or Device(), on_step)
+    files, begun, written = None, 0, time.monotonic()
+    try:
+        if checkpoint is not None:
+            files = ReplayCheckpoint(checkpoint, _identity(num_steps, branching, carried, fixed))
+            begun = files.load(order, run)
+        for done, action in enumerate(order[begun:], start=begun + 1):
+            getattr(run, action.name)(action.t)
+            if files and (done == len(order) or time.monotonic() - written > checkpoint_seconds):
+                run.require_deterministic()
+                files.save(order, done, run)
+                written = time.monotonic()
+        run.require_deterministic()
+    finally:
+        run.storage.clear()
+    return run.result(state, metaparams)
 
 
-def _expand(
-    forward: Callable[[PyTree, int], PyTree], state: PyTree, low: int, high: int, branching: int
-) -> list[tuple[int, PyTree]]:
-    """Cut [low, high) into at most `branching` parts; return the (step, state) at the start of each."""
-    starts = range(low, high, -(-(high - low) // branching))
-    held = [(low, state)]
-    for t in range(low, starts[-1]):
-        state = forward(state, t)
-        if t + 1 in starts:
-            held.append((t + 1, state))
-    return held
+def measure(
+    step_fn: StepFn,
+    objective_fn: ObjectiveFn,
+    state: PyTree | Callable[[PyTree], PyTree],
+    metaparams: PyTree,
+    *,
+    storages: Sequence[Storage] = (),
+    repeats: int = 5,
+) -> Costs:
+    """Find out what a step costs, for `replay_schedule.plan`; takes about 3 * repeats steps and the compilation.
+
+    Args:
+      step_fn, objective_fn, state, metaparams: as of `replay`, which will not compile them again.
+      storages: storages beside the device whose transfers are to be timed.
+      repeats: calls timed; the median counts.
+
+    Returns:
+      Costs; its working_bytes are XLA's own account of the step's VJP.
+    """
+    problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
+    t = jnp.int32(0)
+    _, _, adjoint, gradient = replay_step.objective(problem, carried, fixed)
+    pulled = (adjoint, gradient)
+
+    def pull() -> PyTree:
+        nonlocal pulled
+        pulled = replay_step.step_vjp(problem, carried, fixed, t, *pulled)  # which are donated
+        return pulled
+
+    def transfer(storage: Storage) -> None:
+        for number in (0, 1):  # only the newest state stays on the device
+            storage.hold(number, carried)
+        jax.block_until_ready(storage.take(0))
+        storage.clear()
+
+    analysis: Any = (
+        replay_step.step_vjp.lower(problem, carried, fixed, t, adjoint, gradient).compile().memory_analysis()
+    )
+    return Costs(
+        step_seconds=_median_seconds(lambda: replay_step.step(problem, carried, fixed, t), repeats),
+        vjp_seconds=_median_seconds(pull, repeats),
+        state_bytes=_num_bytes(carried),
+        working_bytes=int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + _num_bytes(carried)),
+        transfer_seconds={s.name: _median_seconds(partial(transfer, s), repeats) / 2 for s in storages},
+    )
 
 
-def _reversed_states(
-    forward: Callable[[PyTree, int], PyTree], held: list[tuple[int, PyTree]], high: int, branching: int
-) -> Iterator[tuple[int, PyTree]]:
-    """Yield (t, s[t]) from high - 1 down, expanding one part at a time and dropping each state once used."""
-    while held:
-        low, state = held.pop()
-        if high - low == 1:
-            yield low, state
+class _Run:
+    """A replay on its way: the current state, the adjoint and the gradient so far; a method for each action."""
+
+    def __init__(
+        self,
+        problem: replay_step.Problem,
+        carried: Leaves,
+        fixed: PyTree,
+        num_steps: int,
+        storage: Storage,
+        on_step: Callable[[str, int], None] | None,
+    ) -> None:
+        self.problem, self.fixed, self.num_steps, self.storage = problem, fixed, num_steps, storage
+        self.current = carried
+        shapes = jax.eval_shape(partial(replay_step.objective, problem), carried, fixed)
+        self.value, self.aux, self.adjoint, self.gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        self.checksums: list[Any] = []  # of the first run of each step
+        self._repeated: list[tuple[int, jax.Array]] = []
+        self._notify = on_step or (lambda phase, t: None)
+
+    def hold(self, t: int) -> None:
+        self.storage.hold(t, self.current)
+
+    def copy(self, t: int) -> None:
+        self.current = self.storage.copy(t)
+
+    def take(self, t: int) -> None:
+        self.current = self.storage.take(t)
+
+    def step(self, t: int) -> None:
+        self.current, checksum = replay_step.step(self.problem, self.current, self.fixed, jnp.int32(t))
+        if t == len(self.checksums):
+            self.checksums.append(checksum)
         else:
-            part = _expand(forward, state, low, high, branching)
-            del state
-            yield from _reversed_states(forward, part, high, branching)
-        high = low
+            self._repeated.append((t, checksum))
+        if len(self._repeated) >= LOOK_EVERY:
+            self.require_deterministic()
+        self._notify("forward", t)
+
+    def objective(self, t: int) -> None:
+        self.value, self.aux, self.adjoint, self.gradient = replay_step.objective(
+            self.problem, self.current, self.fixed
+        )
+        if not bool(jnp.isfinite(self.value)):
+            raise FloatingPointError(self._first_non_finite())
+
+    def pull(self, t: int) -> None:
+        self.adjoint, self.gradient = replay_step.step_vjp(
+            self.problem, self.current, self.fixed, jnp.int32(t), self.adjoint, self.gradient
+        )
+        self._notify("backward", t)
+
+    def require_deterministic(self) -> None:
+        """Compare the steps repeated since the last look with their first run."""
+        for t, checksum in self._repeated:
+            if int(checksum) != int(self.checksums[t]):
+                raise NotDeterministicError(
+                    f"step {t} of {self.num_steps} gave other bits when it was repeated: expected a step function "
+                    "that is a function of its arguments, and on a GPU XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+                )
+        self._repeated.clear()
+
+    def _first_non_finite(self) -> str:
+        """Run again from the start to name the step at which the state stopped being finite."""
+        state = self.storage.copy(0)
+        for t in range(self.num_steps):
+            state, _ = replay_step.step(self.problem, state, self.fixed, jnp.int32(t))
+            if not replay_step.is_finite(state):
+                return f"training state is not finite after step {t} of {self.num_steps}: lower the learning rate"
+        return f"the objective is not finite although the state after all {self.num_steps} steps is"
+
+    def result(self, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree) -> Replay:
+        """What the replay was for."""
+        gradient = self.gradient["metaparams"]
+        if callable(state):
+            shares = replay_step.join(self.problem, self.adjoint, self.gradient["constants"])
+            gradient = replay_step.initial_vjp(state, metaparams, shares, gradient)
+        if not replay_step.is_finite(gradient):
+            raise FloatingPointError(
+                "the metagradient is not finite although the objective is: see the derivative of the step, "
+                "as at a square root or a norm at zero; Optax's Adam needs eps_root > 0"
+            )
+        return Replay(self.value, self.aux, replay_step.merge(gradient, jax.tree.map(lambda _: None, metaparams)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _step(step_fn: StepFn, state: PyTree, metaparams: PyTree, t: jax.Array) -> PyTree:
-    """One step, compiled once for each step function and shapes."""
-    return step_fn(state, metaparams, t)
+def _identity(num_steps: int, branching: int, carried: Leaves, fixed: PyTree) -> dict[str, int]:
+    """What a checkpoint belongs to: the numbers of the schedule and a checksum of all that goes in."""
+    inputs = int(jax.jit(replay_step.checksum)(jax.tree.leaves((carried, fixed))))
+    return {"num_steps": num_steps, "branching": branching, "inputs": inputs}
 
 
-@partial(jax.jit, static_argnums=0)
-def _objective(objective_fn: ObjectiveFn, state: PyTree, metaparams: PyTree) -> tuple[Any, Any, Any, Any]:
-    """The objective with its derivatives by the state (the adjoint A[T]) and by z (the direct term)."""
-    (state_in, state_rest), (meta_in, meta_rest) = _split(state), _split(metaparams)
-    for name, floats in (("state", state_in), ("metaparams", meta_in)):
-        if not jax.tree.leaves(floats):
-            raise ValueError(f"{name}: got no floating-point leaf, expected at least one to differentiate by")
-
-    def function(s: PyTree, z: PyTree) -> tuple[jax.Array, PyTree]:
-        result = objective_fn(_merge(s, state_rest), _merge(z, meta_rest))
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise ValueError(f"objective_fn: got {type(result).__name__}, expected it to return (scalar, aux)")
-        return result
-
-    (value, aux), (adjoint, gradient) = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(state_in, meta_in)
-    return value, aux, adjoint, gradient
+def _num_bytes(leaves: Leaves) -> int:
+    """Memory that arrays take."""
+    return sum(x.size * x.dtype.itemsize for x in leaves)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def _step_vjp(
-    step_fn: StepFn, state: PyTree, metaparams: PyTree, t: jax.Array, adjoint: PyTree, gradient: PyTree
-) -> tuple[PyTree, PyTree]:
-    """Pull the adjoint back through one step and add the step's share to the gradient."""
-    (state_in, state_rest), (meta_in, meta_rest) = _split(state), _split(metaparams)
-
-    def function(s: PyTree, z: PyTree) -> PyTree:
-        return _split(step_fn(_merge(s, state_rest), _merge(z, meta_rest), t))[0]
-
-    _, pull_back = jax.vjp(function, state_in, meta_in)
-    adjoint, share = pull_back(adjoint)
-    return adjoint, jax.tree.map(jnp.add, gradient, share)
-
-
-def _split(tree: PyTree) -> tuple[PyTree, PyTree]:
-    """The tree with its floating-point leaves only, and with the others only; None where a leaf was taken out."""
-
-    def is_float(x: Any) -> bool:
-        return jnp.issubdtype(jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype, jnp.inexact)
-
-    floats = jax.tree.map(lambda x: x if is_float(x) else None, tree)
-    return floats, jax.tree.map(lambda x: None if is_float(x) else x, tree)
-
-
-def _merge(first: PyTree, second: PyTree) -> PyTree:
-    """The inverse of `_split`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)
-
-
-def _is_finite(tree: PyTree) -> bool:
-    """Whether all floating-point leaves are finite."""
-    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(_split(tree)[0]))
-
-
-def _first_non_finite(forward: Callable[[PyTree, int], PyTree], state: PyTree, num_steps: int) -> str:
-    """Run again from the start to name the step at which the state stopped being finite."""
-    for t in range(num_steps):
-        state = forward(state, t)
-        if not _is_finite(state):
-            return f"training state is not finite after step {t} of {num_steps}: lower the learning rate"
-    return f"the objective is not finite although the state after all {num_steps} steps is"
+def _median_seconds(function: Callable[[], Any], repeats: int) -> float:
+    """The median time of a call, after one that is not counted."""
+    jax.block_until_ready(function())
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(function())
+        found.append(time.perf_counter() - began)
+    return float(np.median(found))

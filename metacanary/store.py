@@ -161,7 +161,7 @@ def write_tree(path: PathLike, tree: Any, provenance: Mapping[str, Any]) -> None
     """
     leaves = _leaves(tree)
     structure = {name: _signature(leaf) for name, leaf in leaves.items()}
-    arrays = {f"leaf{name}": _bits(leaf) for name, leaf in leaves.items()}
+    arrays = {f"leaf{name}": to_bits(leaf) for name, leaf in leaves.items()}
     write_npz(path, {_STRUCTURE: np.asarray(json.dumps(structure, sort_keys=True)), **arrays}, provenance)
 
 
@@ -190,8 +190,31 @@ def read_tree(path: PathLike, like: Any) -> Any:
         found, wanted = stored.get(name), expected.get(name)
         if found != wanted:
             raise ValueError(f"path={os.fspath(path)!r} holds {found} at {name!r}, expected {wanted}")
-    restored = [_restored(arrays[f"leaf{name}"], leaf) for name, leaf in _leaves(like).items()]
+    restored = [from_bits(arrays[f"leaf{name}"], leaf) for name, leaf in _leaves(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
+
+
+def to_bits(leaf: Any) -> np.ndarray:
+    """Turns an array, a PRNG key or a number into an array that npz knows (key data, bfloat16 as integers)."""
+    import jax
+
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(leaf))
+    array = np.asarray(leaf)
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def from_bits(bits: np.ndarray, like: Any) -> Any:
+    """Undoes `to_bits`; `like` is an array, a `jax.ShapeDtypeStruct` or a number of the type wanted."""
+    import jax
+
+    if isinstance(like, bool | int | float):
+        return bits.item()
+    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        impl = jax.random.key_impl(jax.numpy.zeros((), like.dtype))
+        return jax.random.wrap_key_data(jax.numpy.asarray(bits), impl=impl)
+    array = bits if bits.dtype == like.dtype else bits.view(like.dtype)
+    return array if isinstance(like, np.ndarray | np.generic) else jax.numpy.asarray(array)
 
 
 def provenance(
@@ -316,26 +339,3 @@ def _signature(leaf: Any) -> list[Any]:
     if isinstance(leaf, bool | int | float):
         return [type(leaf).__name__, []]
     return [str(leaf.dtype), list(leaf.shape)]
-
-
-def _bits(leaf: Any) -> np.ndarray:
-    """Turns a leaf into an array that npz knows: PRNG keys become key data, bfloat16 becomes integers."""
-    import jax
-
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return np.asarray(jax.random.key_data(leaf))
-    array = np.asarray(leaf)
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
-
-
-def _restored(bits: np.ndarray, like: Any) -> Any:
-    """Undoes `_bits` for a leaf like `like`."""
-    import jax
-
-    if isinstance(like, bool | int | float):
-        return bits.item()
-    if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
-        impl = jax.random.key_impl(jax.numpy.zeros((), like.dtype))
-        return jax.random.wrap_key_data(jax.numpy.asarray(bits), impl=impl)
-    array = bits if bits.dtype == like.dtype else bits.view(like.dtype)
-    return array if isinstance(like, np.ndarray | np.generic) else jax.numpy.asarray(array)

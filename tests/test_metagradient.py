@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from metacanary import families, metagradient, models, optimization, training
-from metacanary.metagradient import replay
+from metacanary import families, gradients, models, optimization, training
+from metacanary.metagradient import NotDeterministicError, measure, replay
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import SGD, Schedule
+from metacanary.replay_schedule import plan, work
+from metacanary.replay_storage import Disk, Host
 
 NUM_STEPS = 12
 INCLUDED = np.array([1, 0, 1, 1, 0, 0], bool)
@@ -45,11 +48,6 @@ def unrolled(step_fn, objective_fn, state, num_steps):
 
 def relative_error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
-
-
-def depth_of(num_steps, branching):
-    """max(1, ceil(log_branching(num_steps))) in integers."""
-    return next(d for d in itertools.count(1) if branching**d >= num_steps)
 
 
 def central_differences(function, z, pixels, step):
@@ -151,9 +149,12 @@ def test_replay_of_a_linear_recursion_has_its_closed_form():
     assert float(result.value) == pytest.approx(a * states[-1] + z, rel=1e-5)
 
 
-def test_replay_gives_the_same_bits_for_every_branching():
+def test_replay_gives_the_same_bits_for_every_branching_and_storage(tmp_path):
     state, z = toy()
     results = [replay(toy_step, toy_objective, state, z, 11, branching=k) for k in (2, 3, 8, 11, 50)]
+    for storage in (Host(), Disk(tmp_path)):
+        results += [replay(toy_step, toy_objective, state, z, 11, branching=k, storage=storage) for k in (2, 11)]
+    assert list(tmp_path.iterdir()) == []
     expected = results[0].gradient["shift"]
     assert np.abs(expected).max() > 0.1
     for result in results:
@@ -161,66 +162,32 @@ def test_replay_gives_the_same_bits_for_every_branching():
         assert (result.value, result.aux.tobytes()) == (results[0].value, results[0].aux.tobytes())
 
 
-class Tracked:
-    """A state that counts how many of its kind are alive."""
+@pytest.mark.parametrize("branching", [2, 4, 10, 64])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 64])
+def test_replay_memory_and_work(num_steps, branching):
+    """Guarantees: what `work` counts, in arrays that are alive; every VJP once and backwards."""
+    calls, peak = {"forward": [], "backward": []}, 0
 
-    alive = peak = 0
+    def look(phase, t):
+        nonlocal peak
+        calls[phase].append(t)
+        peak = max(peak, sum(x.shape == (11, 13) for x in jax.live_arrays()))
 
-    def __init__(self, t):
-        self.t = t
-        Tracked.alive += 1
-        Tracked.peak = max(Tracked.peak, Tracked.alive)
-
-    def __del__(self):
-        Tracked.alive -= 1
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """Replaces the compiled functions by ones that only count, check the order and make `Tracked` states."""
-    calls = {"step": 0, "vjp": []}
-
-    def step(step_fn, state, metaparams, t):
-        assert state.t == t
-        calls["step"] += 1
-        return Tracked(state.t + 1)
-
-    def step_vjp(step_fn, state, metaparams, t, adjoint, gradient):
-        assert state.t == t
-        calls["vjp"].append(state.t)
-        return adjoint, gradient
-
-    monkeypatch.setattr(metagradient, "_step", step)
-    monkeypatch.setattr(metagradient, "_step_vjp", step_vjp)
-    monkeypatch.setattr(metagradient, "_objective", lambda f, s, z: (np.float32(s.t), None, None, None))
-    Tracked.alive = Tracked.peak = 0
-    return calls
-
-
-@pytest.mark.parametrize("branching", [2, 4, 10])
-@pytest.mark.parametrize("num_steps", [1, 2, 7, 64, 100, 1000])
-def test_replay_memory_and_work(counted, num_steps, branching):
-    """Guarantees: states alive, the caller's s[0] among them, and step calls; every VJP once and backwards."""
-    result = replay(None, None, Tracked(0), None, num_steps, branching=branching)
-    depth = depth_of(num_steps, branching)
-    assert result.value == num_steps
-    assert counted["vjp"] == list(reversed(range(num_steps)))
-    assert num_steps <= counted["step"] <= num_steps * depth
-    assert min(num_steps, branching) <= Tracked.peak <= 1 + branching * depth
-    assert Tracked.alive == 0
-
-
-@pytest.mark.parametrize(("num_steps", "branching"), [(64, 64), (7, 1000)])
-def test_replay_with_enough_memory_recomputes_nothing(counted, num_steps, branching):
-    replay(None, None, Tracked(0), None, num_steps, branching=branching)
-    assert (counted["step"], Tracked.peak) == (num_steps, num_steps + 1)
+    state = {"w": jnp.full((11, 13), 0.5), "images": jnp.zeros((50, 11, 13))}
+    step = lambda s, z, t: {**s, "w": s["w"] * z + s["images"][t]}  # noqa: E731
+    replay(step, lambda s, z: (s["w"].sum(), ()), state, jnp.float32(0.9), num_steps, branching=branching, on_step=look)
+    expected = work(num_steps, branching)
+    assert calls["backward"] == list(reversed(range(num_steps)))
+    assert len(calls["forward"]) == expected.step_calls
+    assert peak <= expected.states_held + 3  # the current state, the next one, the adjoint
+    assert peak >= min(num_steps, branching)
 
 
 @pytest.mark.parametrize(
     ("num_steps", "branching", "expected"),
     [
-        (8, 2, "f0 f1 f2 f3 f4 f5 f6 f7 | f4 f5 f6 b7 b6 | f4 b5 b4 | f0 f1 f2 b3 b2 | f0 b1 b0"),  # held: s0, s4
-        (7, 3, "f0 f1 f2 f3 f4 f5 f6 | b6 | f3 f4 b5 b4 b3 | f0 f1 b2 b1 b0"),  # held: s0, s3, s6
+        (8, 2, "f0 f1 f2 f3 f4 f5 f6 f7 b7 b6 | f4 b5 b4 | f0 f1 f2 b3 b2 | f0 b1 b0"),  # held: s0, s4, s6, s7
+        (7, 3, "f0 f1 f2 f3 f4 f5 f6 b6 | f3 f4 b5 b4 b3 | f0 f1 b2 b1 b0"),  # held: s0, s3, s6
         (3, 3, "f0 f1 f2 | b2 b1 b0"),
     ],
 )
@@ -332,3 +299,166 @@ def test_replay_refuses_what_it_cannot_differentiate():
         replay(lambda s, z, t: s, lambda s, z: (z, s), jnp.int32(0), jnp.float32(1), 3, branching=2)
     with pytest.raises(ValueError, match=r"objective_fn: got \w+, expected it to return \(scalar, aux\)"):
         replay(step, lambda s, z: s, jnp.float32(0), jnp.float32(1), 3, branching=2)
+
+
+def network_loss(weights, x, targets, example_weights):
+    """Weighted cross-entropy with soft targets of a small smooth network."""
+    logits = jnp.tanh(x @ weights["hidden"]) @ weights["out"]
+    return (example_weights * optax.softmax_cross_entropy(logits, targets)).mean()
+
+
+OPTIMIZERS = {
+    "momentum": optax.sgd(1.0, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.3, eps_root=1e-8),
+    "clipped_adamw": optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.3, eps_root=1e-8, weight_decay=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_replay_by_every_kind_of_metaparameter_equals_finite_differences(name):
+    """Pixels, example weights, label logits, a learning-rate schedule, initial weights; float64, Optax inside."""
+    optimizer, steps = OPTIMIZERS[name], 7
+
+    def initial(z):
+        return {"params": z["weights"], "optimizer": optimizer.init(z["weights"])}
+
+    def step(state, z, t):
+        rows = (5 * t + jnp.arange(4)) % 8
+        batch = z["pixels"][rows], jax.nn.softmax(z["labels"][rows]), jax.nn.softplus(z["example_weights"][rows])
+        gradient = gradients.mean_gradient(network_loss, state["params"], *batch)
+        updates, opt_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        scaled = jax.tree.map(lambda u: z["schedule"][t] * u, updates)
+        return {"params": optax.apply_updates(state["params"], scaled), "optimizer": opt_state}
+
+    def objective(state, z):
+        return network_loss(state["params"], z["pixels"][:3] ** 2, jnp.eye(2)[jnp.array([0, 1, 1])], jnp.ones(3)), ()
+
+    rng = np.random.default_rng(1)
+    shapes = {"pixels": (8, 3), "labels": (8, 2), "example_weights": (8,)}
+    with jax.enable_x64(True):
+        z = {key: jnp.asarray(rng.normal(size=shape)) for key, shape in shapes.items()}
+        z["schedule"] = jnp.linspace(0.5, 0.1, steps)
+        z["weights"] = {"hidden": jnp.asarray(rng.normal(size=(3, 4))), "out": jnp.asarray(rng.normal(size=(4, 2)))}
+        found = replay(step, objective, initial, z, steps, branching=2).gradient
+
+        @jax.jit
+        def function(z):
+            state = initial(z)
+            for t in range(steps):
+                state = step(state, z, t)
+            return objective(state, z)[0]
+
+        leaves, structure = jax.tree.flatten(z)
+        for i, gradient in enumerate(jax.tree.leaves(found)):
+            direction = jnp.asarray(rng.normal(size=gradient.shape))
+            ahead, behind = (
+                jax.tree.unflatten(structure, [*leaves[:i], leaves[i] + h * direction, *leaves[i + 1 :]])
+                for h in (1e-5, -1e-5)
+            )
+            expected = float(function(ahead) - function(behind)) / 2e-5
+            assert abs(expected) > 1e-4
+            assert float(jnp.vdot(gradient, direction)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_replay_says_where_adam_falls():
+    """Trap 12: with epsilon outside the square root only, a zero gradient has a derivative of infinity times zero."""
+
+    def run(optimizer):
+        def step(state, z, t):
+            updates, opt_state = optimizer.update(z * jnp.array([1.0, 0.0]), state["optimizer"])
+            return {"w": optax.apply_updates(state["w"], updates), "optimizer": opt_state}
+
+        state = {"w": jnp.zeros(2), "optimizer": optimizer.init(jnp.zeros(2))}
+        return replay(step, lambda s, z: (s["w"].sum(), ()), state, jnp.float32(2), 3, branching=2)
+
+    with pytest.raises(FloatingPointError, match="Optax's Adam needs eps_root > 0"):
+        run(optax.adam(0.1))
+    assert np.isfinite(run(optax.adam(0.1, eps_root=1e-8)).gradient)
+
+
+def test_replay_of_a_state_from_metaparameters_differentiates_what_stays_constant():
+    """A part of s[0] that no step changes, but the objective reads, and a part that neither does."""
+    z = {"w": jnp.float32(2.0), "target": jnp.float32(0.5)}
+    result = replay(
+        lambda s, z, t: {**s, "w": 0.5 * s["w"]},
+        lambda s, z: (s["w"] * s["target"] ** 2, ()),
+        lambda z: {"w": z["w"] ** 2, "target": 3 * z["target"], "count": jnp.int32(0)},
+        z,
+        3,
+        branching=2,
+    )
+    assert float(result.value) == pytest.approx(0.125 * 4 * 1.5**2)
+    assert float(result.gradient["w"]) == pytest.approx(0.125 * 4 * 1.5**2)  # d(w^2) = 2 w = 4
+    assert float(result.gradient["target"]) == pytest.approx(0.125 * 4 * 2 * 1.5 * 3)
+
+
+def backends():
+    """A parameter for each backend that a test would like to see."""
+    return [pytest.param("cpu"), pytest.param("gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_replay_recomputes_the_same_bits(backend):
+    """Guarantee, of a convolutional network's real training; the replay itself compares each repeated step."""
+    try:
+        device = jax.devices(backend)[0]
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, size=(40, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, size=40)
+    with jax.default_device(device):
+        table = families.make("random", images, labels, num_canaries=6, num_classes=3, seed=0)
+        pool = training.Pool.make(images, labels, table.source_index, table.label)
+        model = models.build("convnet", num_classes=3, widths=[4], as_matmul=False)
+        recipe = SGD(num_steps=9, batch_size=8, learning_rate=0.1, momentum=0.9)
+        state = training.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
+        objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
+        results = [
+            replay(training.sgd_step(recipe, model), objective_fn, state, jnp.asarray(table.images), 9, branching=k)
+            for k in (2, 9)
+        ]
+    assert results[0].gradient.tobytes() == results[1].gradient.tobytes()
+    assert float(jnp.abs(results[0].gradient).max()) > 0
+
+
+@pytest.mark.parametrize(("branching", "parts"), [(2, True), (4, True), (12, False)])
+def test_replay_refuses_a_step_that_is_not_deterministic(branching, parts):
+    """From its second run on, step 4 of 12 gives other bits; stored states are not recomputed, nor does it part."""
+    runs = []
+
+    def noise(t):
+        runs.append(int(t))
+        return np.float32(1e-7 if t == 4 and runs.count(4) > 1 else 0)
+
+    def step(state, z, t):
+        return state * z + jax.pure_callback(noise, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(t))
+
+    def run():
+        return replay(step, lambda s, z: (s, ()), jnp.float32(1), jnp.float32(0.9), 12, branching=branching)
+
+    if parts:
+        with pytest.raises(NotDeterministicError, match="step 4 of 12 gave other bits when it was repeated"):
+            run()
+    else:
+        assert np.isfinite(run().value)
+
+
+def test_measure_finds_the_costs_that_a_plan_needs(tmp_path):
+    """Bytes are those of what changes: 100 float32 and a count; not of the constant images."""
+    state = {"w": jnp.ones(100), "count": jnp.int32(0), "images": jnp.zeros((1000, 8))}
+
+    def step(state, z, t):
+        w = jnp.tanh(state["w"] * z + state["images"][t].sum())
+        return {**state, "w": w, "count": state["count"] + 1}
+
+    storages = [Host(), Disk(tmp_path)]
+    costs = measure(step, lambda s, z: (s["w"].sum(), ()), state, jnp.float32(1), storages=storages)
+    assert costs.state_bytes == 404
+    assert costs.working_bytes > 404 + 32_000
+    assert 0 < costs.step_seconds < 1
+    assert 0 < costs.vjp_seconds < 1
+    assert set(costs.transfer_seconds) == {"host", "disk"}
+    assert min(costs.transfer_seconds.values()) > 0
+    budget = costs.working_bytes + 20 * 404
+    assert plan(1000, costs, {"device": budget}).states_held <= 20
+    assert list(tmp_path.iterdir()) == []
