@@ -16,10 +16,10 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish test test-all check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish test test-all bench-metagradient check check-python check-workflow format clean
 
 help:  ## list the targets
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv with exactly the locked packages
 
@@ -78,6 +78,26 @@ test: setup  ## the tests that need neither a GPU nor many minutes
 
 test-all: setup  ## all tests that this machine can run
 	$(BIN)/python -m pytest -n $(CORES) -m "slow or not slow"
+
+# An environment of its own: the peers bring PyTorch and half of Hugging Face.
+BENCH := .venv-bench/bin
+BENCH_STAMP := .venv-bench/.metacanary-setup
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients beside their peers, half an hour
+	$(BENCH)/python -m benchmarks.metagradient
+	$(BENCH)/python -m benchmarks.paper_cost
+	$(BENCH)/python -m benchmarks.plot_metagradient
+	$(BENCH)/python -m benchmarks.tables
+
+# PyTorch's index is asked only if pip does not know the version without CUDA.
+$(BENCH_STAMP): requirements.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv --clear .venv-bench
+	install() { $(BENCH)/python -m pip install --quiet --disable-pip-version-check --compile "$$@"; }; \
+	install --require-hashes -r requirements.txt && { \
+	install --no-deps -r benchmarks/requirements.txt || \
+	install --no-deps --extra-index-url $(TORCH_INDEX) -r benchmarks/requirements.txt; }
+	@touch $@
 
 check: check-python check-workflow  ## format, lint, types, workflow, config files, lock files
 

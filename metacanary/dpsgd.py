@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metacanary import gradients
+
 PyTree = Any
 ExampleLoss = Callable[[PyTree, jax.Array, jax.Array], jax.Array]
 
@@ -36,6 +38,37 @@ def poisson_sample(key: jax.Array, sampling_prob: float, num_examples: int) -> n
       No truncation and no padding: the sampler is the one that "Poisson" accounting assumes.
     """
     return np.flatnonzero(np.asarray(jax.random.bernoulli(key, sampling_prob, (num_examples,))))
+
+
+def poisson_batches(
+    key: jax.Array, sampling_prob: float, used: np.ndarray, num_steps: int, multiple: int
+) -> np.ndarray:
+    """Draw the batches of all steps of a run.
+
+    Args:
+      key: the run's sampling stream; step t draws from fold_in(key, t).
+      sampling_prob: q.
+      used: bool [n], the rows that the run trains on.
+      num_steps: T.
+      multiple: the width is a multiple of it.
+
+    Returns:
+      int32 [num_steps, width]; behind the rows of a batch stands -1.
+
+    Guarantees:
+      Nothing is truncated: each used row is in each batch on its own coin. All rows are drawn and the unused ones left
+      out, so that runs of one seed and different `used` draw the shared rows alike. The width depends on n, q and
+      `multiple` alone but for draws beyond six standard deviations, so that other runs need no compilation.
+    """
+    n = len(used)
+    draws = [poisson_sample(jax.random.fold_in(key, t), sampling_prob, n) for t in range(num_steps)]
+    draws = [rows[used[rows]] for rows in draws]
+    likely = n * sampling_prob + 6 * np.sqrt(n * sampling_prob * (1 - sampling_prob))
+    least = max(min(int(np.ceil(likely)), n), *map(len, draws))
+    batches = np.full((num_steps, -(-least // multiple) * multiple), -1, np.int32)
+    for batch, rows in zip(batches, draws, strict=True):
+        batch[: len(rows)] = rows
+    return batches
 
 
 def global_norm(tree: PyTree) -> jax.Array:
@@ -70,7 +103,7 @@ def clipped_gradient_sum(
     Args:
       loss_fn: loss of one example, loss_fn(params, image, label) -> scalar.
       params: parameter tree.
-      images: [batch, height, width, channels].
+      images: [batch, ...]; an example may be one image or its copies.
       labels: [batch].
       mask: [batch] of 0 or 1; rows with 0 pad the batch to its fixed shape.
       clip_norm: C.
@@ -80,10 +113,13 @@ def clipped_gradient_sum(
 
     Guarantees:
       Sensitivity: adding or removing one example changes the sum by a vector of norm at most C.
+      Its pull-back is one forward-over-reverse Hessian-vector product per example, and 0 where a gradient is 0 and
+      the loss is flat.
     """
+    gradient = gradients.grad(loss_fn)
 
     def one(image: jax.Array, label: jax.Array, keep: jax.Array) -> PyTree:
-        clipped = clip(jax.grad(loss_fn)(params, image, label), clip_norm)
+        clipped = clip(gradient(params, image, label), clip_norm)
         return jax.tree.map(lambda g: g * keep, clipped)
 
     return jax.tree.map(lambda g: g.sum(axis=0), jax.vmap(one)(images, labels, mask))

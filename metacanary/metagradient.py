@@ -154,7 +154,7 @@ def measure(
       Costs; its working_bytes are XLA's own account of the step's VJP.
     """
     problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
-    t = jnp.int32(0)
+    t = np.int32(0)
     _, _, adjoint, gradient = replay_step.objective(problem, carried, fixed)
     pulled = (adjoint, gradient)
 
@@ -211,7 +211,7 @@ class _Run:
         self.current = self.storage.take(t)
 
     def step(self, t: int) -> None:
-        self.current, checksum = replay_step.step(self.problem, self.current, self.fixed, jnp.int32(t))
+        self.current, checksum = replay_step.step(self.problem, self.current, self.fixed, np.int32(t))
         if t == len(self.checksums):
             self.checksums.append(checksum)
         else:
@@ -229,7 +229,7 @@ class _Run:
 
     def pull(self, t: int) -> None:
         self.adjoint, self.gradient = replay_step.step_vjp(
-            self.problem, self.current, self.fixed, jnp.int32(t), self.adjoint, self.gradient
+            self.problem, self.current, self.fixed, np.int32(t), self.adjoint, self.gradient
         )
         self._notify("backward", t)
 
@@ -247,7 +247,7 @@ class _Run:
         """Run again from the start to name the step at which the state stopped being finite."""
         state = self.storage.copy(0)
         for t in range(self.num_steps):
-            state, _ = replay_step.step(self.problem, state, self.fixed, jnp.int32(t))
+            state, _ = replay_step.step(self.problem, state, self.fixed, np.int32(t))
             if not replay_step.is_finite(state):
                 return f"training state is not finite after step {t} of {self.num_steps}: lower the learning rate"
         return f"the objective is not finite although the state after all {self.num_steps} steps is"

@@ -5,10 +5,12 @@ The pixels of the canaries of a family are changed so that trained models tell m
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import metagradient, models, training
+from metacanary import metagradient, models, runs, training
 from metacanary.canaries import Canaries
 from metacanary.objectives import Objective, logit_margin
-from metacanary.recipes import SGD
+from metacanary.recipes import DPSGD, SGD
+from metacanary.replay_schedule import Plan, plan
+from metacanary.replay_storage import Device, Disk, Host, Storage
 from metacanary.scores import auroc
 
 PyTree = Any
@@ -60,24 +64,23 @@ class Optimization:
     Attributes:
       objective: what is minimised, a value of `objectives.OBJECTIVES`.
       update: how pixels move, a value of UPDATES.
-      recipe: the SGD training that is differentiated.
+      recipe: the training that is differentiated, private or not.
       num_metasteps: updates of the pixels.
-      num_splits: draws of coins, model seed and data order per metastep; gradients are averaged.
-      complement: train each draw twice, the second time with all coins turned. The direct term of a canary has
-        opposite signs in and out, so that it cancels between the two but for the effect of inclusion.
-      branching: of `metagradient.replay`.
+      num_splits: draws of coins, model seed and batches per metastep; gradients are averaged.
+      complement: train each draw twice, the second time with all coins turned and all else (initial model, batches
+        but for the canaries in them, noise, augmentation) the same. The direct term of a canary has opposite signs in
+        and out, so that it cancels between the two but for the effect of inclusion.
     """
 
     objective: Objective
     update: SignedUpdate | AdamUpdate
-    recipe: SGD
+    recipe: SGD | DPSGD
     num_metasteps: int
     num_splits: int = 1
     complement: bool = False
-    branching: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("num_metasteps", 1), ("num_splits", 1), ("branching", 2)):
+        for name, least in (("num_metasteps", 1), ("num_splits", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an integer >= {least}")
 
@@ -105,12 +108,15 @@ def initial(settings: Optimization, start: Canaries) -> MetaState:
 def optimize(
     settings: Optimization,
     model: nn.Module,
-    pool: training.Pool,
+    pool: runs.Pool,
     start: Canaries,
     *,
     seed: int,
     game: str,
+    branching: int,
+    storage: Storage | None = None,
     resume: MetaState | None = None,
+    checkpoint: Path | None = None,
     on_step: Callable[[str, int], None] | None = None,
 ) -> Iterator[tuple[MetaState, dict[str, float]]]:
     """Optimise the pixels of canaries by metagradient descent.
@@ -125,8 +131,10 @@ def optimize(
       pool: the other training images, and all labels.
       start: the canaries to start from; labels are kept.
       seed: of the optimisation; metastep and split are folded into it.
-      game: as in `training.coins`.
+      game: as in `runs.coins`.
+      branching, storage: as of `metagradient.replay`; they change no bit. `plan_replay` chooses them.
       resume: continue after this state.
+      checkpoint: folder for checkpoints within a metastep; None writes none.
       on_step: as in `metagradient.replay`.
 
     Yields:
@@ -137,7 +145,9 @@ def optimize(
       FloatingPointError: a training run or its objective is not finite.
 
     Guarantees:
-      Resuming from a yielded state gives bit-identical later states. Pixels stay in [0, 1].
+      Resuming from a yielded state gives bit-identical later states, and so does resuming within a metastep, with the
+      same checkpoint folder. A metastep's checkpoints are kept until the next state is asked for, so that the caller
+      can put the yielded one in safety first. Pixels stay in [0, 1].
 
     References:
       arXiv 2507.15836, Algorithm 1.
@@ -146,38 +156,115 @@ def optimize(
     state = resume or initial(settings, start)
     for metastep in range(state.step, settings.num_metasteps):
         began = time.perf_counter()
-        gradient, rows = _metagradient(settings, model, pool, state.images, seed, metastep, game, on_step)
+        folder = _metastep_folder(checkpoint, metastep)
+        trainings = _splits(settings, seed, metastep, len(state.images), game)
+        replays = _Replays(branching=branching, storage=storage, folder=folder, on_step=on_step)
+        gradient, rows = _metagradient(settings, model, pool, state.images, trainings, replays)
         updates, opt_state = optimizer.update(gradient, state.optimizer)
         images = np.asarray(jnp.clip(state.images + updates, 0.0, 1.0))
         state = MetaState(step=metastep + 1, images=images, optimizer=opt_state)
         row = {"metastep": metastep + 1, **rows, "seconds": time.perf_counter() - began}
         yield state, row
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def plan_replay(
+    settings: Optimization,
+    model: nn.Module,
+    pool: runs.Pool,
+    start: Canaries,
+    *,
+    budget: Mapping[str, int],
+    spill: Path | None = None,
+) -> tuple[Plan, Storage]:
+    """Choose branching and storage for the replays of `optimize`, from measured steps.
+
+    Args:
+      settings, model, pool, start: as of `optimize`.
+      budget: bytes by storage, as of `replay_schedule.plan`; a storage of 0 bytes is not used.
+      spill: a folder of its own for states, if the budget has "disk".
+
+    Returns:
+      The plan, which says what each training will cost, and the storage.
+
+    Raises:
+      ValueError: a budget that no plan fits.
+    """
+    offered = {name: size for name, size in budget.items() if size > 0 or name == "device"}
+    storages: dict[str, Storage] = {"device": Device()}
+    if "host" in offered:
+        storages["host"] = Host()
+    if "disk" in offered:
+        if spill is None:
+            raise ValueError("spill: got None, expected a folder, since the budget has disk")
+        storages["disk"] = Disk(spill)
+    included = np.arange(len(start.images)) % 2 == 0
+    costs = metagradient.measure(
+        training.step_function(settings.recipe, model),
+        _objective_fn(settings.objective, model),
+        _training_state(settings, model, pool, included, 0),
+        jnp.asarray(start.images),
+        storages=[storage for name, storage in storages.items() if name != "device"],
+    )
+    chosen = plan(settings.recipe.num_steps, costs, offered)
+    return chosen, storages[chosen.storage]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Replays:
+    """How the replays of a metastep are carried out; nothing of it changes their result."""
+
+    branching: int
+    storage: Storage | None
+    folder: Path | None
+    on_step: Callable[[str, int], None] | None
+
+    def options(self, number: int) -> dict[str, Any]:
+        """Options of `metagradient.replay` for one of the metastep's trainings."""
+        checkpoint = self.folder / f"training_{number}" if self.folder else None
+        return {**{name: getattr(self, name) for name in ("branching", "storage", "on_step")}, "checkpoint": checkpoint}
+
+
+def _metastep_folder(checkpoint: Path | None, metastep: int) -> Path | None:
+    """The folder for a metastep's checkpoints; those of others, whose states are in safety, are deleted."""
+    if checkpoint is None:
+        return None
+    folder = checkpoint / f"metastep_{metastep}"
+    for other in set(checkpoint.glob("metastep_*")) - {folder}:
+        shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 def _metagradient(
     settings: Optimization,
     model: nn.Module,
-    pool: training.Pool,
+    pool: runs.Pool,
     images: np.ndarray,
-    seed: int,
-    metastep: int,
-    game: str,
-    on_step: Callable[[str, int], None] | None,
+    trainings: Iterator[tuple[int, np.ndarray]],
+    replays: _Replays,
 ) -> tuple[jax.Array, dict[str, float]]:
     """The gradient averaged over the metastep's splits, with the mean objective and AUROC."""
-    step_fn = training.sgd_step(settings.recipe, model)
+    step_fn = training.step_function(settings.recipe, model)
     objective_fn = _objective_fn(settings.objective, model)
     pixels, gradients, values, aurocs = jnp.asarray(images), [], [], []
-    for run_seed, included in _splits(settings, seed, metastep, len(images), game):
-        state = training.sgd_state(settings.recipe, model, pool, included, seed=run_seed)
-        state["included"] = jnp.asarray(included)
-        steps, branching = settings.recipe.num_steps, settings.branching
-        result = metagradient.replay(step_fn, objective_fn, state, pixels, steps, branching=branching, on_step=on_step)
+    for number, (run_seed, included) in enumerate(trainings):
+        state = _training_state(settings, model, pool, included, run_seed)
+        steps, options = settings.recipe.num_steps, replays.options(number)
+        result = metagradient.replay(step_fn, objective_fn, state, pixels, steps, **options)
         gradients.append(result.gradient)
         values.append(float(result.value))
         aurocs.append(auroc(np.asarray(result.aux), included))
     mean = jnp.stack(gradients).mean(axis=0)
     return mean, {"objective": float(np.mean(values)), "auroc": float(np.mean(aurocs))}
+
+
+def _training_state(
+    settings: Optimization, model: nn.Module, pool: runs.Pool, included: np.ndarray, run_seed: int
+) -> dict[str, PyTree]:
+    """The state before a training, with the coins for the objective."""
+    state = training.initial_state(settings.recipe, model, pool, included, seed=run_seed)
+    return {**state, "included": jnp.asarray(included)}
 
 
 def _splits(
@@ -186,7 +273,7 @@ def _splits(
     """(run seed, coins) of each training of a metastep."""
     for split in range(settings.num_splits):
         run_seed = split_seed(seed, metastep, split)
-        included = training.coins(run_seed, num_canaries, game)
+        included = runs.coins(run_seed, num_canaries, game)
         yield run_seed, included
         if settings.complement:
             yield run_seed, ~included

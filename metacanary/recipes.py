@@ -37,8 +37,40 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random copies of a training image; as it stands, none but the image itself.
+
+    Attributes:
+      multiplicity: K, the copies of an image in a step.
+      flip: whether each copy is mirrored left to right on a fair coin.
+      crop_padding: pixels of the border out of which a copy is cut at a uniform place; 0 for no crop.
+    """
+
+    multiplicity: int = 1
+    flip: bool = False
+    crop_padding: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("multiplicity", 1), ("crop_padding", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"augmentation.{name}: got {getattr(self, name)}, expected an integer >= {least}")
+        if self.multiplicity > 1 and not self.is_on:
+            expected = "1 without flip and crop_padding, since all copies would be equal"
+            raise ValueError(f"augmentation.multiplicity: got {self.multiplicity}, expected {expected}")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether copies are drawn at all."""
+        return self.flip or self.crop_padding > 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Minibatch SGD without privacy: shuffled epochs, (Nesterov) momentum, weight decay added to the gradient."""
+    """Minibatch SGD without privacy: shuffled epochs, (Nesterov) momentum, weight decay added to the gradient.
+
+    `microbatch` is the number of images that a step works on at a time, None for the whole batch: less memory, the
+    same gradient up to rounding.
+    """
 
     num_steps: int
     batch_size: int
@@ -46,10 +78,13 @@ class SGD:
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    microbatch: int | None = None
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_steps", "batch_size", "learning_rate")
+        if self.microbatch is not None and (self.microbatch < 1 or self.batch_size % self.microbatch):
+            raise ValueError(f"microbatch: got {self.microbatch}, expected a divisor of batch_size = {self.batch_size}")
 
     def optimizer(self) -> optax.GradientTransformation:
         """The Optax optimiser."""
@@ -63,7 +98,9 @@ class DPSGD:
     """DP-SGD: Poisson sampling, per-example clipping, Gaussian noise (arXiv 1607.00133, Algorithm 1).
 
     The noisy sum is divided by the expected batch size `sampling_prob * expected_examples`, a constant that does not
-    depend on the coins. `noise_multiplier` is the noise's standard deviation over `clip_norm`.
+    depend on the coins. `noise_multiplier` is the noise's standard deviation over `clip_norm`. `microbatch` is the
+    number of examples whose gradients are held at a time. The gradients of an example's augmented copies are averaged
+    before they are clipped (arXiv 2204.13650).
     """
 
     num_steps: int
@@ -73,10 +110,12 @@ class DPSGD:
     learning_rate: float
     momentum: float = 0.0
     nesterov: bool = False
+    microbatch: int = 64
+    augmentation: Augmentation = Augmentation()
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_steps", "sampling_prob", "clip_norm", "learning_rate")
+        _require_positive(self, "num_steps", "sampling_prob", "clip_norm", "learning_rate", "microbatch")
         if self.sampling_prob > 1:
             raise ValueError(f"sampling_prob: got {self.sampling_prob}, expected a probability in (0, 1]")
         if not self.noise_multiplier >= 0:  # refuses NaN as well

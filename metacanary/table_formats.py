@@ -82,11 +82,11 @@ def title(table: pd.DataFrame) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """Writes a table as an aligned Markdown table under its note."""
     cells = printed(table)
-    rows = [[_markdown_cell(text) for text in row] for row in [list(cells.columns), *cells.to_numpy().tolist()]]
+    rows = [[markdown_cell(text) for text in row] for row in [list(cells.columns), *cells.to_numpy().tolist()]]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     left = _is_left(cells)
     rules = [f":{'-' * (w - 1)}" if text else f"{'-' * (w - 1)}:" for text, w in zip(left, widths, strict=True)]
-    lines = [_line(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
+    lines = [aligned(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
     return "\n".join([f"**{title(table)}.** {note(table)}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
@@ -96,7 +96,7 @@ def text(table: pd.DataFrame) -> str:
     headers = [name.split("\n") if "\n" in name else ["", name] for name in cells.columns]
     rows = [*map(list, zip(*headers, strict=True)), *cells.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_line(row, widths, _is_left(cells))).rstrip() for row in rows]
+    lines = ["  ".join(aligned(row, widths, _is_left(cells))).rstrip() for row in rows]
     return "\n".join([*lines[:2], "  ".join("-" * width for width in widths), *lines[2:], ""])
 
 
@@ -107,19 +107,19 @@ def latex(table: pd.DataFrame) -> str:
       Only ASCII; every special character of TeX in names is escaped. Groups of one training are set apart.
     """
     cells = printed(table)
-    lines = [_tex_row(_tex_header(name) for name in cells.columns), "\\midrule"]
+    lines = [tex_row(tex_header(name) for name in cells.columns), "\\midrule"]
     above = None
     for setting, row in zip(table[SETTING].to_numpy().tolist(), cells.to_numpy(), strict=True):
         if above not in (None, setting):
             lines.append("\\addlinespace")
-        lines.append(_tex_row(map(_tex, row)))
+        lines.append(tex_row(map(tex, row)))
         above = setting
     label = f"tab:epsilon-{table['auditor'].iloc[0]}".replace("_", "-")
     columns = "".join("l" if left else "r" for left in _is_left(cells))
     return "\n".join(
         [
             *("\\begin{table*}", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}"),
-            *(f"\\caption{{{_tex(note(table))}}}", f"\\label{{{label}}}"),
+            *(f"\\caption{{{tex(note(table))}}}", f"\\label{{{label}}}"),
             *(f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", *lines, "\\bottomrule"),
             *("\\end{tabular}", "\\end{table*}", ""),
         ]
@@ -174,14 +174,14 @@ def _is_left(cells: pd.DataFrame) -> list[bool]:
     return [name in words for name in cells.columns]
 
 
-def _line(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
+def aligned(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
     """Pads the cells of one line."""
     return [
         cell.ljust(width) if flush else cell.rjust(width) for cell, width, flush in zip(row, widths, left, strict=True)
     ]
 
 
-def _markdown_cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Escapes what would end a cell."""
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -202,17 +202,17 @@ _TEX = str.maketrans(
 )
 
 
-def _tex_row(cells: Iterable[str]) -> str:
+def tex_row(cells: Iterable[str]) -> str:
     """Joins the cells of a row."""
     return f"{' & '.join(cells)} \\\\"
 
 
-def _tex_header(name: str) -> str:
+def tex_header(name: str) -> str:
     """Writes a header, one of two lines as a stack."""
-    lines = " \\\\ ".join(map(_tex, name.split("\n")))
+    lines = " \\\\ ".join(map(tex, name.split("\n")))
     return f"\\shortstack{{{lines}}}" if "\n" in name else lines
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     """Writes text as TeX."""
     return text.translate(_TEX)

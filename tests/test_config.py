@@ -24,6 +24,15 @@ import _config  # noqa: E402
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("config/*.yaml"), ROOT / "tests/tiny.yaml"])
 CHOICES = ("algorithm", "family", "name")  # the keys that choose which other keys there are
+PRIVATE_KIND = {
+    "family": "metagradient",
+    "model": {"name": "convnet"},
+    "objective": {"name": "loss_gap"},
+    "update": {"name": "signed", "step_size": 0.1},
+    "num_metasteps": 6,
+    "algorithm": "dpsgd",
+    "training": {"num_steps": 3, "sampling_prob": 0.1, "clip_norm": 1.0, "learning_rate": 1.0},
+}
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"))
 
 
@@ -68,6 +77,13 @@ def test_config_files_are_valid(path):
     assert message(read(path)) is None
 
 
+def test_config_without_metasmoothness_measures_none():
+    config = read("tests/tiny.yaml")
+    del config["metasmoothness"]
+    assert complete(config)["metasmoothness"]["canaries"] == []
+    assert message(config) is None
+
+
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
@@ -90,6 +106,41 @@ def test_config_files_are_valid(path):
         ("trainings.sgd.model.options", {"groups": 2}, "trainings.sgd.model.options: unknown key 'groups', did you"),
         ("trainings.sgd.options.batch_size", 1430, "trainings.sgd.options.batch_size: got 1430, expected at most the"),
         ("trainings.dpsgd.options.sampling_prob", 1.5, "trainings.dpsgd.options.sampling_prob: got 1.5, expected a"),
+        (
+            "trainings.sgd.options.microbatch",
+            3,
+            "trainings.sgd.options.microbatch: got 3, expected null or a divisor of batch_size = 20",
+        ),
+        (
+            "canaries.kinds.metagradient.training.microbatch",
+            40,
+            "canaries.kinds.metagradient.training.microbatch: got 40, expected null or a divisor of batch_size = 20",
+        ),
+        (
+            "canaries.kinds.metagradient.algorithm",
+            "dpsgd",
+            "canaries.kinds.metagradient.training: unknown key 'batch_size', expected [",
+        ),
+        (
+            "canaries.kinds.metagradient",
+            PRIVATE_KIND,
+            "canaries.kinds.metagradient.training.noise_multiplier: got None, expected a number, since no",
+        ),
+        (
+            "trainings.dpsgd.options.noise_multiplier",
+            1.0,
+            "trainings.dpsgd.options.noise_multiplier: got 1.0, expected null, since the noise follows from epsilons",
+        ),
+        (
+            "trainings.dpsgd.options.augmentation",
+            {"multiplicity": 4},
+            "trainings.dpsgd.options.augmentation.multiplicity: got 4, expected 1 without flip and crop_padding",
+        ),
+        (
+            "trainings.dpsgd.options.augmentation",
+            {"pad": 4},
+            "trainings.dpsgd.options.augmentation: unknown key 'pad',",
+        ),
         ("trainings.dpsgd.options.batch_size", 9, "trainings.dpsgd.options: unknown key 'batch_size', expected ["),
         ("canaries.num_canaries", 1438, "canaries.num_canaries: got 1438, expected at most the 1437 training images"),
         ("canaries.num_canaries", 9, "canaries.num_canaries: got 9, expected an even number, since trainings.dpsgd"),
@@ -102,6 +153,17 @@ def test_config_files_are_valid(path):
         ("canaries.kinds.metagradient.update", {"name": "sgd"}, "canaries.kinds.metagradient.update.name: got 'sgd'"),
         ("canaries.kinds.metagradient.update", {"name": "adam"}, "canaries.kinds.metagradient.update: expected a key"),
         ("canaries.kinds", {"My kind": {}}, "canaries.kinds: got the name 'My kind', expected one that matches ^[a-z]"),
+        (
+            "metasmoothness.canaries",
+            ["random"],
+            "metasmoothness.canaries: got 'random', expected one of metagradient, ",
+        ),
+        (
+            "metasmoothness.num_averaged",
+            2,
+            "metasmoothness.num_averaged: got 2, expected at most 1, half of the num_",
+        ),
+        ("metasmoothness.step", 0, "metasmoothness.step: got 0, expected a number > 0"),
         ("audit.guess_fraction", 1.5, "audit.guess_fraction: got 1.5, expected a number <= 1"),
         ("audit.accountant", "rdp", "audit.accountant: got 'rdp', expected pld, since trainings.dpsgd is dpsgd in the"),
         ("audit.grid", [0.5, 0.5], "audit.grid: got [0.5, 0.5], expected no item twice"),
@@ -116,6 +178,16 @@ def test_check_names_key_value_and_expectation(path, value, expected):
     assert found is not None
     assert found.startswith(expected)
     assert "\n" not in found
+
+
+def test_check_takes_an_optimization_through_dpsgd():
+    """With its noise; the defaults of DP-SGD are filled in, and the noise of the others stays open."""
+    training = PRIVATE_KIND["training"] | {"noise_multiplier": 0.0}
+    config = complete(changed("canaries.kinds.metagradient", PRIVATE_KIND | {"training": training}))
+    _config.check(config)
+    filled = config["canaries"]["kinds"]["metagradient"]["training"]
+    assert (filled["microbatch"], filled["augmentation"]) == (64, {"multiplicity": 1, "flip": False, "crop_padding": 0})
+    assert config["trainings"]["dpsgd"]["options"]["noise_multiplier"] is None
 
 
 @pytest.mark.parametrize("names", [["a", "a.b"], []])
@@ -175,7 +247,8 @@ def plain(value):
         ("resnet9", models.ResNet9, ["num_classes"]),
         ("wide_resnet", models.WideResNet, ["num_classes", "depth", "width"]),
         ("sgd_options", recipes.SGD, ["schedule"]),
-        ("dpsgd_options", recipes.DPSGD, ["schedule", "noise_multiplier"]),
+        ("dpsgd_options", recipes.DPSGD, ["augmentation", "schedule", "noise_multiplier"]),
+        ("augmentation", recipes.Augmentation, []),
         ("signed", optimization.SignedUpdate, []),
         ("adam", optimization.AdamUpdate, []),
         ("loss_gap", objectives.LossGap, []),
@@ -185,6 +258,7 @@ def plain(value):
 )
 def test_schema_has_the_options_of_the_package(name, cls, left_out):
     others = {"name", "schedule", "family", "game", "model", "start", "objective", "update", "training"}
+    others |= {"algorithm", "noise_multiplier", "augmentation", "memory_mb"}
     keys = {key: part.get("default") for key, part in SCHEMA["$defs"][name]["properties"].items() if key not in others}
     assert keys == {key: plain(default) for key, default in fields(cls, *left_out).items()}
 
@@ -196,6 +270,10 @@ def test_schema_has_the_schedule_of_the_package():
 
 def test_schema_has_the_names_of_the_package():
     defs, keys = SCHEMA["$defs"], SCHEMA["properties"]
+    for name in ("convnet", "resnet9"):
+        assert defs[name]["properties"]["pool"]["enum"] == sorted(models.POOLS)
+        assert defs[name]["properties"]["activation"]["enum"] == sorted(models.ACTIVATIONS)
+    assert tuple(defs["resnet9"]["properties"]["final_pool"]["enum"]) == models.FINAL_POOLS
     assert defs["model"]["properties"]["name"]["enum"] == models.names()
     assert defs["objective"]["properties"]["name"]["enum"] == sorted(objectives.OBJECTIVES)
     assert set(defs["update"]["properties"]["name"]["enum"]) == set(optimization.UPDATES)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary.dpsgd import add_noise, clip, clipped_gradient_sum, global_norm, poisson_sample
+from metacanary.dpsgd import add_noise, clip, clipped_gradient_sum, global_norm, poisson_batches, poisson_sample
 
 BATCH = 7
 
@@ -193,6 +193,52 @@ def test_poisson_sample_depends_on_its_key_only(draws):
 def test_poisson_sample_at_the_ends(sampling_prob, expected):
     sample = poisson_sample(jax.random.key(3), sampling_prob, 5)
     assert sample.tolist() == list(range(expected))
+
+
+USED = np.arange(40) % 3 > 0
+
+
+@pytest.mark.parametrize("multiple", [1, 7, 64])
+def test_poisson_batches_are_the_draws_of_each_step(multiple):
+    """Guarantee: nothing is truncated; the rows of `poisson_sample` that are used, then -1, at a width of its own."""
+    batches = poisson_batches(jax.random.key(5), 0.3, USED, 50, multiple)
+    assert batches.dtype == np.int32
+    assert batches.shape[1] % multiple == 0
+    for t, batch in enumerate(batches):
+        drawn = poisson_sample(jax.random.fold_in(jax.random.key(5), t), 0.3, 40)
+        size = USED[drawn].sum()
+        assert batch[:size].tolist() == drawn[USED[drawn]].tolist()
+        assert (batch[size:] == -1).all()
+
+
+def test_poisson_batches_share_the_draws_of_shared_rows():
+    """Guarantee: whether another row is used changes nothing for a row."""
+    first = poisson_batches(jax.random.key(6), 0.5, USED, 20, 4)
+    second = poisson_batches(jax.random.key(6), 0.5, USED & (np.arange(40) != 20), 20, 4)
+    assert first.shape == second.shape
+    changed = 0
+    for some, fewer in zip(first, second, strict=True):
+        changed += 20 in some
+        assert some[(some >= 0) & (some != 20)].tolist() == fewer[fewer >= 0].tolist()
+    assert 0 < changed < 20
+
+
+@pytest.mark.parametrize(
+    ("sampling_prob", "multiple", "width"), [(0.3, 1, 30), (0.3, 8, 32), (1.0, 16, 48), (0.9, 1, 40)]
+)
+def test_poisson_batches_have_a_width_that_draws_do_not_change(sampling_prob, multiple, width):
+    """Guarantee: mean and six deviations of all n rows, at most n, then up to the multiple: 12 + 6 sqrt(8.4) = 29.4."""
+    for seed in range(5):
+        used = USED if seed % 2 else ~USED
+        assert poisson_batches(jax.random.key(seed), sampling_prob, used, 6, multiple).shape == (6, width)
+
+
+def test_poisson_batches_grow_for_a_larger_draw(monkeypatch):
+    """Guarantee: nothing is truncated, even where a draw is beyond six deviations."""
+    monkeypatch.setattr("metacanary.dpsgd.poisson_sample", lambda key, sampling_prob, n: np.arange(n))
+    batches = poisson_batches(jax.random.key(0), 0.01, np.ones(40, bool), 2, 16)
+    assert batches.shape == (2, 48)
+    assert batches[1, :40].tolist() == list(range(40))
 
 
 def test_add_noise_is_gaussian_of_its_deviation():

@@ -462,6 +462,7 @@ def make_config(*, start, objective, protocol, epsilon):
         "trainings": {"sgd": {"algorithm": "sgd", "num_runs": 8, "game": "independent"}, "dpsgd": private},
         "figures": {"figure1_dataset": "digits", "figure1_canary": "metagradient"}
         | {f"figure2_{name}": value for name, value in figure2.items()},
+        "metasmoothness": {"canaries": ["metagradient"], "num_directions": 5, "step": 0.05, "num_averaged": 3},
         "tables": {"protocol": "corrected", "score": "negative_loss"},
     }
 
@@ -489,4 +490,5 @@ def test_captions_are_all_there():
         "table1",
         "table2",
         "history",
+        "metasmoothness",
     }

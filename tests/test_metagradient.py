@@ -1,6 +1,9 @@
 """Replay: equal to plain differentiation and to finite differences, within its memory and work, in this very order."""
 
 import itertools
+import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -9,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from metacanary import families, gradients, models, optimization, training
+from metacanary import families, gradients, models, optimization, runs, steps
 from metacanary.metagradient import NotDeterministicError, measure, replay
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import SGD, Schedule
@@ -62,7 +65,7 @@ def audit():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, size=(30, 4, 4, 1), dtype=np.uint8), rng.integers(0, 3, size=30)
     table = families.make("mislabeled", images, labels, num_canaries=6, num_classes=3, seed=0)
-    pool = training.Pool.make(images, labels, table.source_index, table.label)
+    pool = runs.Pool.make(images, labels, table.source_index, table.label)
     model = models.build("convnet", num_classes=3, widths=[4])
     recipe = SGD(
         num_steps=NUM_STEPS,
@@ -73,9 +76,9 @@ def audit():
         weight_decay=1e-3,
         schedule=Schedule(name="one_cycle"),
     )
-    step_fn = training.sgd_step(recipe, model)
+    step_fn = steps.sgd_step(recipe, model)
     objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
-    state = training.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
+    state = steps.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
 
     def detached(state, pixels, t):  # trap 1: the path through training is dropped
         return step_fn(state, jax.lax.stop_gradient(pixels), t)
@@ -408,13 +411,13 @@ def test_replay_recomputes_the_same_bits(backend):
     images, labels = rng.integers(0, 256, size=(40, 8, 8, 1), dtype=np.uint8), rng.integers(0, 3, size=40)
     with jax.default_device(device):
         table = families.make("random", images, labels, num_canaries=6, num_classes=3, seed=0)
-        pool = training.Pool.make(images, labels, table.source_index, table.label)
+        pool = runs.Pool.make(images, labels, table.source_index, table.label)
         model = models.build("convnet", num_classes=3, widths=[4], as_matmul=False)
         recipe = SGD(num_steps=9, batch_size=8, learning_rate=0.1, momentum=0.9)
-        state = training.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
+        state = steps.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
         objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
         results = [
-            replay(training.sgd_step(recipe, model), objective_fn, state, jnp.asarray(table.images), 9, branching=k)
+            replay(steps.sgd_step(recipe, model), objective_fn, state, jnp.asarray(table.images), 9, branching=k)
             for k in (2, 9)
         ]
     assert results[0].gradient.tobytes() == results[1].gradient.tobytes()
@@ -462,3 +465,26 @@ def test_measure_finds_the_costs_that_a_plan_needs(tmp_path):
     budget = costs.working_bytes + 20 * 404
     assert plan(1000, costs, {"device": budget}).states_held <= 20
     assert list(tmp_path.iterdir()) == []
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "metagradients.md").read_text(encoding="utf-8")
+
+
+def test_guide_example_finds_mislabelled_digits(capsys):
+    """Thirty lines that run as they stand."""
+    example = re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1]
+    assert len(example.splitlines()) <= 30
+    exec(compile(example, "docs/metagradients.md", "exec"), {})
+    share = int(re.search(r"(\d+)% of the 100 most harmful examples are mislabelled", capsys.readouterr().out)[1])
+    assert share > 50  # by chance 10
+    assert abs(share - int(re.search(r"`(\d+)% of the 100 most harmful", GUIDE)[1])) <= 3  # what the guide says
+
+
+def test_guide_counts_states_and_steps_as_they_are():
+    rows = re.findall(r"^\| (2|8|ceil\(sqrt\(T\)\)|T or more) \|.*\| (.*) \| (.*) \|$", GUIDE, re.MULTILINE)
+    assert len(rows) == 4
+    for name, *cells in rows:
+        for num_steps, cell in zip((600, 10_000), cells, strict=True):
+            sqrt = {"ceil(sqrt(T))": math.isqrt(num_steps - 1) + 1, "T or more": num_steps}
+            found = work(num_steps, sqrt.get(name) or int(name))
+            assert cell == f"{found.states_held} states, {found.step_calls / num_steps:.2f} trainings"

@@ -6,12 +6,23 @@ import numpy as np
 import pytest
 
 from metacanary import models
-from metacanary.models import average_pool, build, convolve, init, normalise
+from metacanary.models import average_pool, build, convolve, init, max_pool, normalise
 
 SMALL = {
     "convnet": build("convnet", num_classes=5, widths=(4, 6)),
     "convnet with GroupNorm": build("convnet", num_classes=5, widths=(4,), group_norm=2, activation="celu"),
+    "rough convnet": build("convnet", num_classes=5, widths=(4, 6), activation="relu", pool="max"),
     "resnet9": build("resnet9", num_classes=5, width=0.125),
+    "rough resnet9": build(
+        "resnet9",
+        num_classes=5,
+        width=0.125,
+        activation="relu",
+        norm_after_activation=True,
+        pool="max",
+        final_pool="max",
+    ),
+    "resnet9 without GroupNorm": build("resnet9", num_classes=5, width=0.125, group_norm=0),
     "wide resnet": models.WideResNet(num_classes=5, depth=10, width=1),
 }
 EACH = pytest.mark.parametrize("model", SMALL.values(), ids=SMALL)
@@ -48,6 +59,23 @@ def num_parameters(model, image_shape):
 )
 def test_build_has_this_many_parameters(name, num_classes, expected):
     assert num_parameters(build(name, num_classes=num_classes), (32, 32, 3)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("convnet", {"pool": "max", "activation": "relu", "logit_scale": 0.1}, 25_578),
+        ("convnet", {"group_norm": 8}, 25_578 + 2 * (16 + 32)),  # a gain and a bias per channel
+        ("convnet", {"group_norm": 8, "norm_after_activation": True}, 25_578 + 2 * (16 + 32)),
+        ("convnet", {"widths": (32, 64)}, (27 + 1) * 32 + (9 * 32 + 1) * 64 + (8 * 8 * 64 + 1) * 10),
+        ("resnet9", {"pool": "max", "final_pool": "max", "norm_after_activation": True}, 26_269_834),
+        ("resnet9", {"group_norm": 0}, 26_269_834 - 2 * (64 + 3 * 128 + 256 + 3 * 512)),  # biases for gains and biases
+        # Kernels, gains and biases of the normalisations, the last layer.
+        ("resnet9", {"width": 1.0}, 6_563_520 + 2 * (64 + 3 * 128 + 256 + 3 * 512) + 5_130),
+    ],
+)
+def test_build_options_have_this_many_parameters(name, options, expected):
+    assert num_parameters(build(name, num_classes=10, **options), (32, 32, 3)) == expected
 
 
 def test_build_wrn16_4_has_the_size_of_the_paper():
@@ -148,6 +176,82 @@ def test_average_pool_refuses_to_average_nothing():
         init(build("convnet", num_classes=2, widths=[4, 4, 4]), jax.random.key(0), (4, 4, 1))
 
 
+def test_max_pool_takes_the_largest_and_drops_the_odd_row_and_column():
+    x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
+    expected = [[x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2)) for j in range(3)] for i in range(2)]
+    assert np.array_equal(max_pool(jnp.asarray(x)), np.array(expected).transpose(2, 0, 1, 3))
+    with pytest.raises(ValueError, match="image size: got a 1x2 feature map"):
+        max_pool(jnp.ones((1, 1, 2, 3)))
+
+
+def test_max_pool_has_the_derivatives_of_reduce_window():
+    """The gradient, and the VJP of the gradient that a metagradient needs, to 1e-6; equal values share it evenly."""
+    rng = np.random.default_rng(0)
+    x, direction = (jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32) for _ in range(2))
+
+    def window(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+    def derivatives(pool):
+        gradient = jax.grad(lambda y: jnp.sum(jnp.sin(3 * pool(y))))
+        value, pull_back = jax.vjp(gradient, x)
+        return value, *pull_back(direction)
+
+    for ours, theirs in zip(jax.jit(derivatives, static_argnums=0)(max_pool), derivatives(window), strict=True):
+        assert np.allclose(ours, theirs, rtol=0, atol=1e-6)
+    assert np.array_equal(jax.grad(lambda y: max_pool(y).sum())(jnp.ones((1, 2, 2, 1))), np.full((1, 2, 2, 1), 0.25))
+
+
+def options_of(name):
+    """What undoes each change that makes a network smooth."""
+    last = {"final_pool": "max"} if name == "resnet9" else {}
+    return [
+        {},
+        {"pool": "max"},
+        {"norm_after_activation": True},
+        {"group_norm": 0},
+        {"activation": "relu"},
+        *([last] if last else []),
+    ]
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet9"])
+def test_build_options_each_change_the_function(name):
+    """No option is read and forgotten: at the same parameters the logits of no two variants agree."""
+    size = {"widths": (4, 6), "group_norm": 2} if name == "convnet" else {"width": 0.125}
+    params, images, found = drawn(build(name, num_classes=5, **size), size=16), pictures(size=16), []
+    for options in options_of(name):
+        model = build(name, num_classes=5, **{**size, **options})
+        if options == {"group_norm": 0}:  # other parameters; that they are fewer is tested above
+            assert jax.tree.structure(drawn(model, size=16)) != jax.tree.structure(params)
+            continue
+        found.append(np.asarray(forward(model, params, images)))
+    for i, a in enumerate(found):
+        for b in found[i + 1 :]:
+            assert np.abs(a - b).max() > 1e-3
+
+
+def test_norm_after_activation_normalises_what_is_pooled():
+    """Behind the activation the channels of a group have zero mean and unit variance over the map; before it not."""
+    model = build("convnet", num_classes=2, widths=(4,), group_norm=1, norm_after_activation=True)
+    params, images = init(model, jax.random.key(0), (8, 8, 3)), pictures()
+    for late in (True, False):
+        moments = [(x.mean(), x.var()) for x in normalised(model.clone(norm_after_activation=late), params, images)]
+        assert np.allclose(moments, [(0, 1)] * len(images), atol=2e-2) == late
+
+
+def normalised(model, params, images):
+    """What the network pools, by image: the first argument of its pool."""
+    seen = []
+    plain = models.POOLS[model.pool]
+    models.POOLS[model.pool] = lambda x: seen.append(np.asarray(x)) or plain(x)
+    try:
+        models.apply(model, params, images)
+    finally:
+        models.POOLS[model.pool] = plain
+    return seen[0]
+
+
 def test_normalise_is_by_channel():
     x = jnp.array([0.2, 0.6]).reshape(1, 1, 1, 2)
     assert normalise(x, (0.1, 0.2), (0.5, 0.25)).ravel().tolist() == pytest.approx([0.2, 1.6], rel=1e-6)
@@ -179,11 +283,12 @@ def test_weight_standardised_conv_ignores_shift_and_scale_of_its_kernel():
 
 
 def test_resnet9_final_pool():
-    """The average, or the log-mean-exp at temperature 0.1; both give a constant map's value."""
+    """The average, the log-mean-exp at temperature 0.1, or the maximum; all give a constant map's value."""
     x = np.random.default_rng(0).random((1, 2, 2, 3)).astype(np.float32)
     expected = {"average": x.mean(axis=(1, 2)), "logsumexp": 0.1 * np.log(np.exp(x / 0.1).mean(axis=(1, 2)))}
-    for pool in models.POOLS:
-        model = build("resnet9", num_classes=5, pool=pool)
+    expected["max"] = x.max(axis=(1, 2))
+    for pool in models.FINAL_POOLS:
+        model = build("resnet9", num_classes=5, final_pool=pool)
         assert np.allclose(model._final_pool(jnp.asarray(x)), expected[pool], rtol=1e-5)
         assert np.allclose(model._final_pool(jnp.full((1, 2, 2, 1), 0.7)), 0.7, rtol=1e-5)
 
@@ -203,7 +308,8 @@ def test_build_makes_hashable_models():
         ("convnet", {"depth": 3}, "options of model convnet: .*depth"),
         ("wrn16_4", {"depth": 28}, "options of model wrn16_4: .*depth"),
         ("convnet", {"activation": "tanh"}, "activation: got 'tanh', expected one of relu, gelu, celu"),
-        ("resnet9", {"pool": "max"}, "pool: got 'max', expected one of average, logsumexp"),
+        ("resnet9", {"pool": "logsumexp"}, "pool: got 'logsumexp', expected one of average, max"),
+        ("resnet9", {"final_pool": "sum"}, "final_pool: got 'sum', expected one of average, logsumexp, max"),
     ],
 )
 def test_build_rejects(name, options, message):

@@ -11,12 +11,20 @@ import optax
 import pytest
 from sklearn.datasets import load_digits
 
-from metacanary import scores, store, training
+from metacanary import metagradient, scores, store, training
 from metacanary.families import make
 from metacanary.objectives import LossGap, SmoothAUROC, logit_margin
-from metacanary.optimization import AdamUpdate, MetaState, Optimization, SignedUpdate, optimize, split_seed
-from metacanary.recipes import SGD
-from metacanary.training import Pool, coins
+from metacanary.optimization import (
+    AdamUpdate,
+    MetaState,
+    Optimization,
+    SignedUpdate,
+    optimize,
+    plan_replay,
+    split_seed,
+)
+from metacanary.recipes import DPSGD, SGD, Augmentation
+from metacanary.runs import Pool, coins
 
 NUM_CANARIES = 20
 
@@ -31,6 +39,14 @@ class Linear(nn.Module):
 
 MODEL = Linear()
 RECIPE = SGD(num_steps=30, batch_size=32, learning_rate=0.1, momentum=0.9, nesterov=True)
+PRIVATE = DPSGD(
+    num_steps=30,
+    sampling_prob=0.2,
+    clip_norm=1.0,
+    noise_multiplier=0.2,
+    learning_rate=0.5,
+    augmentation=Augmentation(multiplicity=2, crop_padding=1),
+)
 SETTINGS = Optimization(
     objective=SmoothAUROC(temperature=2.0),
     update=SignedUpdate(step_size=0.1),
@@ -70,7 +86,7 @@ def pool(digits, start):
 
 def run(settings, pool, start, **options):
     """All states and history rows of an optimisation."""
-    options = {"seed": 1, "game": "independent"} | options
+    options = {"seed": 1, "game": "independent", "branching": 6} | options
     return list(optimize(settings, MODEL, pool, start, **options))
 
 
@@ -89,20 +105,22 @@ def unseen(pool, start, images):
 
 @pytest.fixture
 def draws(monkeypatch):
-    """What each training run of an optimisation is given: (seed, coins, first batch)."""
-    drawn, original = [], training.sgd_state
+    """What each training run of an optimisation is given: (seed, coins, batches)."""
+    drawn, original = [], training.initial_state
 
     def recorded(recipe, model, pool, included, *, seed):
         state = original(recipe, model, pool, included, seed=seed)
-        drawn.append((seed, included, np.asarray(state["order"])))
+        drawn.append((seed, included, np.asarray(state["order" if isinstance(recipe, SGD) else "samples"])))
         return state
 
-    monkeypatch.setattr(training, "sgd_state", recorded)
+    monkeypatch.setattr(training, "initial_state", recorded)
     return drawn
 
 
-@pytest.mark.parametrize("complement", [False, True])
-def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, complement, draws, monkeypatch):
+@pytest.mark.parametrize(
+    ("recipe", "complement"), [(RECIPE, False), (RECIPE, True), (PRIVATE, True)], ids=["sgd", "complement", "dpsgd"]
+)
+def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, recipe, complement, draws, monkeypatch):
     """The gradient that the update is given, against plain autodiff through the unrolled runs; float32, so 1e-4."""
     given = []
 
@@ -112,10 +130,10 @@ def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, co
 
     probe = optax.GradientTransformation(lambda params: (), update)
     monkeypatch.setattr(SignedUpdate, "optimizer", lambda self: probe)
-    settings = replace(SETTINGS, num_metasteps=1, complement=complement)
+    settings = replace(SETTINGS, recipe=recipe, num_metasteps=1, complement=complement)
     ((_, row),) = run(settings, pool, start)
 
-    step = training.sgd_step(RECIPE, MODEL)
+    step = training.step_function(recipe, MODEL)
 
     @jax.jit
     @jax.value_and_grad
@@ -126,7 +144,7 @@ def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, co
 
     values, gradients = [], []
     for seed, included, _ in list(draws):
-        state = training.sgd_state(RECIPE, MODEL, pool, included, seed=seed)
+        state = training.initial_state(recipe, MODEL, pool, included, seed=seed)
         value, gradient = objective(jnp.asarray(start.images), state, included)
         values.append(value)
         gradients.append(gradient)
@@ -172,14 +190,16 @@ def test_optimize_draws_anew_at_every_metastep(pool, start, draws):
     assert all(np.array_equal(c, coins(s, NUM_CANARIES, "independent")) for s, c, _ in draws)
 
 
-def test_optimize_complement_turns_the_coins_of_the_same_run(pool, start, draws):
-    run(replace(SETTINGS, complement=True, num_metasteps=2), pool, start)
+@pytest.mark.parametrize("recipe", [RECIPE, PRIVATE], ids=["sgd", "dpsgd"])
+def test_optimize_complement_turns_the_coins_of_the_same_run(pool, start, recipe, draws):
+    run(replace(SETTINGS, recipe=recipe, complement=True, num_metasteps=2), pool, start)
     assert len(draws) == 8
     for (seed, included, order), (other_seed, turned, other_order) in zip(draws[::2], draws[1::2], strict=True):
         assert seed == other_seed
         assert np.array_equal(turned, ~included)
-        others = [o.ravel()[o.ravel() < len(pool.images)] for o in (order, other_order)]
+        others = [o[(o >= 0) & (o < len(pool.images))] for o in (order, other_order)]
         shared = min(map(len, others))
+        assert shared > 500
         assert np.array_equal(others[0][:shared], others[1][:shared])
 
 
@@ -260,7 +280,7 @@ def test_optimize_raises_auroc_on_unseen_models(pool, start, settings, at_least)
 def test_optimize_without_the_path_through_training_does_not(pool, start, settings, at_least, monkeypatch):
     """Trap 1: with the pixels detached in training 0.65 and 0.79, as pixels turn to noise, when written."""
 
-    original = training.sgd_step
+    original = training.step_function
 
     @cache
     def detached(recipe, model):
@@ -268,7 +288,7 @@ def test_optimize_without_the_path_through_training_does_not(pool, start, settin
         return lambda state, pixels, t: step(state, jax.lax.stop_gradient(pixels), t)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "sgd_step", detached)
+        patch.setattr(training, "step_function", detached)
         end, _ = run(settings, pool, start)[-1]
     assert np.abs(end.images - start.images).mean() > 0.05
     assert unseen(pool, start, end.images)[0] < at_least
@@ -288,7 +308,81 @@ def test_optimize_stops_when_training_diverges(pool, start):
         run(replace(SETTINGS, recipe=recipe), pool, start)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_metasteps", 0), ("num_splits", 0), ("branching", 1)])
+@pytest.mark.parametrize(("name", "value"), [("num_metasteps", 0), ("num_splits", 0)])
 def test_optimization_rejects_by_key_and_value(name, value):
     with pytest.raises(ValueError, match=f"{name}: got {value}, expected an integer >= {value + 1}"):
         replace(SETTINGS, **{name: value})
+
+
+class Killed(BaseException):
+    """What a test raises in the middle of a metastep."""
+
+
+def bits(states):
+    """The bits of all canaries of an optimisation."""
+    return [state.images.tobytes() for state, _ in states]
+
+
+@pytest.mark.parametrize("kill_at", [1, 40, 75, 100, 170])
+def test_optimize_resumes_within_a_metastep_to_the_same_bits(pool, start, tmp_path, monkeypatch, kill_at):
+    """Two trainings a metastep; the second attempt repeats no step that a checkpoint holds."""
+    settings = replace(SETTINGS, num_metasteps=2)
+    steps = []
+    expected = run(settings, pool, start, on_step=lambda *step: steps.append(step))
+    original = metagradient.replay
+    eager = lambda *args, **options: original(*args, **options, checkpoint_seconds=0.0)  # noqa: E731
+    monkeypatch.setattr(metagradient, "replay", eager)
+    states, done = [], []
+
+    def killing(*step):
+        done.append(step)
+        if len(done) == kill_at:
+            raise Killed
+
+    try:
+        for state in optimize(
+            settings, MODEL, pool, start, seed=1, game="independent", branching=6, checkpoint=tmp_path, on_step=killing
+        ):
+            states.append(state)
+    except Killed:
+        resume = states[-1][0] if states else None
+        states += run(settings, pool, start, resume=resume, checkpoint=tmp_path, on_step=lambda *s: done.append(s))
+    assert bits(states) == bits(expected)
+    assert len(done) <= len(steps) + 1  # but the one in which it was killed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_deletes_checkpoints_of_metasteps_that_are_in_safety(pool, start, tmp_path):
+    """As one finds them after a kill between the caller's write and the next metastep."""
+    (tmp_path / "metastep_0" / "training_0").mkdir(parents=True)
+    (tmp_path / "state.npz").write_bytes(b"the caller's")
+    first = next(iter(run(replace(SETTINGS, num_metasteps=1), pool, start)))[0]
+    states = optimize(
+        SETTINGS, MODEL, pool, start, seed=1, game="independent", branching=6, resume=first, checkpoint=tmp_path
+    )
+    next(states)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metastep_1", "state.npz"]
+    next(states)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metastep_2", "state.npz"]
+
+
+def test_plan_replay_keeps_to_its_budget(pool, start, tmp_path):
+    """Of a state of 650 numbers and their momentum: all 30 states in plenty, fewer in less, elsewhere in a folder."""
+    plenty, storage = plan_replay(SETTINGS, MODEL, pool, start, budget={"device": 10**9, "host": 0, "disk": 0})
+    assert (plenty.branching, plenty.states_held, storage.name) == (30, 30, "device")
+    assert plenty.held_bytes == 30 * (2 * 650 * 4 + 4)  # the optimiser counts its steps
+    working = plenty.device_bytes - plenty.held_bytes
+    scarce, _ = plan_replay(SETTINGS, MODEL, pool, start, budget={"device": working + 12 * 5204})
+    assert scarce.states_held <= 12
+    assert scarce.step_calls > 30
+    with pytest.raises(ValueError, match="budget: got"):
+        plan_replay(SETTINGS, MODEL, pool, start, budget={"device": working})
+    with pytest.raises(ValueError, match="spill: got None"):
+        plan_replay(SETTINGS, MODEL, pool, start, budget={"device": working, "disk": 10**9})
+    away, storage = plan_replay(
+        SETTINGS, MODEL, pool, start, budget={"device": working + 3 * 5204, "disk": 10**9}, spill=tmp_path
+    )
+    assert (away.storage, storage.name) == ("disk", "disk")
+    expected = run(replace(SETTINGS, num_metasteps=1), pool, start)
+    found = run(replace(SETTINGS, num_metasteps=1), pool, start, branching=away.branching, storage=storage)
+    assert bits(found) == bits(expected)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary.recipes import DPSGD, SGD, Schedule
+from metacanary.recipes import DPSGD, SGD, Augmentation, Schedule
 
 SGD_SETTINGS = {"num_steps": 10, "batch_size": 4, "learning_rate": 0.5}
 DPSGD_SETTINGS = {
@@ -91,6 +91,8 @@ def test_recipes_are_frozen_and_hashable(recipe):
     [
         *[(SGD, key, value) for key in SGD_SETTINGS for value in (0, -1, float("nan"))],
         *[(DPSGD, key, value) for key in DPSGD_SETTINGS if key != "noise_multiplier" for value in (0, -0.5)],
+        *[(SGD, "microbatch", value) for value in (0, -2, 3, 8)],
+        (DPSGD, "microbatch", 0),
         (DPSGD, "sampling_prob", 1.5),
         (DPSGD, "noise_multiplier", -0.1),
         (DPSGD, "noise_multiplier", float("nan")),
@@ -113,6 +115,30 @@ def test_recipes_reject_by_key_and_value(make, key, value):
 def test_schedule_rejects_by_key_and_value(settings, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**settings)
+
+
+@pytest.mark.parametrize("microbatch", [None, 1, 2, 4])
+def test_sgd_accepts_microbatches_that_divide_the_batch(microbatch):
+    assert SGD(**SGD_SETTINGS, microbatch=microbatch).microbatch == microbatch
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"multiplicity": 0, "flip": True}, "augmentation.multiplicity: got 0, expected an integer >= 1"),
+        ({"crop_padding": -1}, "augmentation.crop_padding: got -1, expected an integer >= 0"),
+        ({"multiplicity": 16}, "augmentation.multiplicity: got 16, expected 1 without flip and crop_padding, since"),
+    ],
+)
+def test_augmentation_rejects_by_key_and_value(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**settings)
+
+
+def test_augmentation_is_off_by_default():
+    assert not DPSGD(**DPSGD_SETTINGS).augmentation.is_on
+    assert Augmentation(flip=True).is_on
+    assert Augmentation(multiplicity=2, crop_padding=4).is_on
 
 
 def test_dpsgd_accepts_the_ends_of_its_ranges():

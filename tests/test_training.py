@@ -1,4 +1,4 @@
-"""Training: coins, pools, orders; SGD and DP-SGD against NumPy twins; what excluded canaries must not do; resuming."""
+"""Training: SGD and DP-SGD against NumPy twins; what excluded canaries must not do; divergence; resuming."""
 
 from dataclasses import replace
 
@@ -10,7 +10,9 @@ import pytest
 
 from metacanary import dpsgd, models, training
 from metacanary.recipes import DPSGD, SGD, Schedule
-from metacanary.training import Pool, accuracy, coins, data_order, predict, stream, take, train
+from metacanary.runs import Pool, stream
+from metacanary.steps import data_order
+from metacanary.training import accuracy, predict, train
 
 NUM_CLASSES, NUM_OTHERS, NUM_CANARIES = 3, 70, 8  # more rows than a microbatch of DP-SGD
 INCLUDED = np.array([1, 1, 0, 1, 1, 0, 1, 0], bool)
@@ -80,113 +82,6 @@ def same(first, second):
     return all(a.tobytes() == b.tobytes() for a, b in zip(*map(jax.tree.leaves, (first, second)), strict=True))
 
 
-def test_stream_keys_differ_by_name_and_seed():
-    keys = [stream(seed, name) for seed in (0, 1, 2) for name in training.STREAMS]
-    assert len({jax.random.key_data(key).tobytes() for key in keys}) == 15
-
-
-def test_coins_are_fair_and_independent():
-    """256 runs of 64 canaries: means, and correlations of canaries and of runs, within 5 standard errors."""
-    drawn = np.array([coins(seed, 64, "independent") for seed in range(256)])
-    assert drawn.dtype == bool
-    signs = 2.0 * drawn - 1
-    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)
-    assert np.abs(signs.mean(axis=0)).max() < 5 / np.sqrt(256)
-    assert np.abs(np.corrcoef(signs.T)[np.triu_indices(64, 1)]).max() < 5 / np.sqrt(256)
-    assert np.abs(np.corrcoef(signs)[np.triu_indices(256, 1)]).max() < 5 / np.sqrt(64)
-    sizes = drawn.sum(axis=1)
-    assert abs(sizes.var(ddof=1) - 16) < 5 * 16 * np.sqrt(2 / 256)  # not a fixed half
-
-
-def test_coins_paired_include_exactly_one_of_each_pair():
-    drawn = np.array([coins(seed, 64, "paired") for seed in range(256)]).reshape(256, 32, 2)
-    assert (drawn.sum(axis=2) == 1).all()
-    signs = 2.0 * drawn[:, :, 0] - 1
-    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)
-    assert np.abs(np.corrcoef(signs.T)[np.triu_indices(32, 1)]).max() < 5 / np.sqrt(256)
-
-
-def test_coins_depend_on_the_seed_only():
-    assert np.array_equal(coins(5, 40, "independent"), coins(5, 40, "independent"))
-    assert not np.array_equal(coins(5, 40, "independent"), coins(6, 40, "independent"))
-
-
-@pytest.mark.parametrize(
-    ("num", "game", "message"),
-    [(4, "fair", "game: got 'fair'"), (5, "paired", "num_canaries: got 5, expected an even number")],
-)
-def test_coins_reject(num, game, message):
-    with pytest.raises(ValueError, match=message):
-        coins(0, num, game)
-
-
-def test_pool_make_leaves_the_originals_out():
-    """Trap 8: a canary's source in the pool would be a second, always included copy of it."""
-    images = np.arange(10, dtype=np.uint8)[:, None, None, None]
-    pool = Pool.make(images, np.arange(10) + 20, np.array([7, 2, 5]), np.array([0, 1, 2]))
-    assert np.ravel(pool.images).tolist() == [0, 1, 3, 4, 6, 8, 9]
-    assert pool.labels.tolist() == [20, 21, 23, 24, 26, 28, 29, 0, 1, 2]
-    assert (pool.images.dtype, pool.labels.dtype) == (jnp.uint8, jnp.int32)
-    assert pool.used(np.array([True, False, True])).tolist() == [True] * 8 + [False, True]
-
-
-def test_take_reads_the_pool_then_the_canaries(pool, pixels):
-    rows = jnp.array([0, 69, 70, 77, 3])
-    expected = [pool.images[0] / 255, pool.images[69] / 255, pixels[0], pixels[7], pool.images[3] / 255]
-    taken = take(pool.images, jnp.asarray(pixels), rows)
-    assert taken.dtype == jnp.float32
-    assert np.allclose(taken, np.stack(expected), rtol=0, atol=1e-7)
-    with jax.enable_x64(True):
-        exact = take(pool.images, jnp.asarray(pixels, jnp.float64), rows)
-        assert exact.dtype == jnp.float64
-        assert np.allclose(exact[0], np.asarray(pool.images[0]) / 255.0, rtol=1e-15)
-
-
-def test_take_is_differentiable_by_the_canaries_taken(pool, pixels):
-    """A canary that comes twice gets both derivatives; one that is not in the batch gets exactly 0."""
-    rows = jnp.array([0, 70, 77, 70, 5])
-    weights = jnp.array([1.0, 2, 3, 4, 5]).reshape(5, 1, 1, 1)
-    gradient = jax.grad(lambda z: jnp.sum(weights * take(pool.images, z, rows)))(jnp.asarray(pixels))
-    assert gradient[:, 0, 0, 0].tolist() == [6, 0, 0, 0, 0, 0, 0, 3]
-
-
-@pytest.mark.parametrize(("num_steps", "batch_size"), [(9, 5), (6, 7), (3, 18), (1, 4)])
-def test_data_order_has_every_used_row_once_an_epoch(num_steps, batch_size):
-    used = np.arange(24) % 4 != 1
-    assert used.sum() == 18
-    order = data_order(stream(1, "order"), used, num_steps, batch_size)
-    assert (order.shape, order.dtype) == ((num_steps, batch_size), np.int32)
-    for start in range(0, order.size, 18):
-        epoch = order.ravel()[start : start + 18]
-        assert len(set(epoch)) == len(epoch)
-        assert used[epoch].all()
-    if order.size >= 36:  # each epoch is shuffled anew
-        assert order.ravel()[:18].tolist() != order.ravel()[18:36].tolist()
-
-
-def test_data_order_of_complementary_coins_shares_the_other_rows():
-    """In each epoch the shared rows come in the same order, so that such runs differ by the canaries alone."""
-    used = np.concatenate([np.ones(15, bool), INCLUDED])
-    turned = np.concatenate([np.ones(15, bool), ~INCLUDED])
-    first = data_order(stream(2, "order"), used, 8, 10).ravel()
-    second = data_order(stream(2, "order"), turned, 8, 10).ravel()
-    shared = min((first < 15).sum(), (second < 15).sum())
-    assert shared >= 45
-    assert first[first < 15][:shared].tolist() == second[second < 15][:shared].tolist()
-    other = data_order(stream(3, "order"), used, 8, 10).ravel()
-    assert other.tolist() != first.tolist()
-
-
-def test_data_order_rejects_a_batch_beyond_the_training_set():
-    with pytest.raises(ValueError, match="batch_size: got 4, expected at most the 3 training images"):
-        data_order(stream(0, "order"), np.array([1, 1, 0, 1], bool), 2, 4)
-
-
-def test_sgd_step_is_one_function_for_equal_settings():
-    """Or every run would compile anew."""
-    assert training.sgd_step(SGD_RECIPE, Linear()) is training.sgd_step(replace(SGD_RECIPE), Linear())
-
-
 def test_train_sgd_equals_a_numpy_loop(pool, pixels):
     """Nesterov momentum, weight decay, one cycle, float64; ours is float32, so 1e-5."""
     found = train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[1, 5, 8])
@@ -216,12 +111,16 @@ def test_train_dpsgd_without_noise_and_clipping_is_full_batch_descent(pool, pixe
 
 
 def test_train_dpsgd_equals_a_numpy_loop(pool, pixels):
-    """Poisson sampling and clipping as a loop with the library's own draws and noise; divided by q 74."""
+    """Poisson sampling and clipping as a loop with the library's own draws and noise; divided by q 74.
+
+    Every row has its own coin, whether it is used or not.
+    """
     found = as_matrix(train(DPSGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=4, snapshots=[8])[8])
-    w, momentum, used, sizes, clipped = initial(pool, 4), 0.0, np.flatnonzero(pool.used(INCLUDED)), [], 0
+    w, momentum, used, sizes, clipped = initial(pool, 4), 0.0, pool.used(INCLUDED), [], 0
     like = models.init(MODEL, stream(4, "init"), pool.images.shape[1:])
     for t in range(8):
-        drawn = used[dpsgd.poisson_sample(jax.random.fold_in(stream(4, "sampling"), t), 0.4, 75)]
+        drawn = dpsgd.poisson_sample(jax.random.fold_in(stream(4, "sampling"), t), 0.4, 78)
+        drawn = drawn[used[drawn]]
         gradients = naive_gradients(w, pool, pixels, drawn)
         norms = np.linalg.norm(gradients, axis=(1, 2), keepdims=True)
         zeros = jax.tree.map(jnp.zeros_like, like)
@@ -354,9 +253,10 @@ def test_train_writes_no_checkpoint_before_its_time(pool, pixels, tmp_path):
 
 def first_bad_step(recipe, pool, pixels):
     """Looks at the parameters after every step, with NumPy."""
-    state, step = training._prepare(recipe, MODEL, pool, pixels, INCLUDED, 3)
+    state = training.initial_state(recipe, MODEL, pool, INCLUDED, seed=3)
+    step = jax.jit(training.step_function(recipe, MODEL))
     for t in range(recipe.num_steps):
-        state = step(state, t)
+        state = step(state, jnp.asarray(pixels), jnp.int32(t))
         if not np.isfinite(as_matrix(state["params"])).all():
             return t + 1
     return None
@@ -374,14 +274,14 @@ def test_train_names_the_step_at_which_it_diverged(pool, pixels, recipe):
         train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])
 
 
-@pytest.mark.parametrize(("recipe", "last"), [(SGD_RECIPE, training.CHECK_EVERY), (DPSGD_RECIPE, 0)])
-def test_train_stops_soon_after_it_diverged(pool, pixels, recipe, last):
-    """SGD within CHECK_EVERY steps, DP-SGD at once."""
+@RECIPES
+def test_train_stops_soon_after_it_diverged(pool, pixels, recipe):
+    """Within CHECK_EVERY steps."""
     recipe, steps = replace(recipe, momentum=1e8, num_steps=2 * training.CHECK_EVERY), []
     expected = first_bad_step(recipe, pool, pixels)
     with pytest.raises(FloatingPointError, match=f"after step {expected} of 100"):
         train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[100], on_step=steps.append)
-    assert len(steps) + 1 == max(expected, last)
+    assert expected <= len(steps) + 1 == training.CHECK_EVERY
 
 
 @RECIPES
@@ -397,13 +297,15 @@ def test_train_writes_no_checkpoint_that_is_not_finite(pool, pixels, recipe, tmp
             assert all(np.isfinite(saved[name]).all() for name in saved.files if name.startswith("leaf['carried']"))
 
 
-def test_train_sgd_is_the_replayed_step_bit_by_bit(pool, pixels):
-    """What looks at the parameters does not change them: the same bits as the step that metagradients replay."""
-    step = jax.jit(training.sgd_step(SGD_RECIPE, MODEL))
-    state = training.sgd_state(SGD_RECIPE, MODEL, pool, INCLUDED, seed=3)
+@RECIPES
+def test_train_is_the_replayed_step_bit_by_bit(pool, pixels, recipe):
+    """After every step: what looks at the parameters does not change them. Metagradients replay these steps."""
+    step = jax.jit(training.step_function(recipe, MODEL))
+    state = training.initial_state(recipe, MODEL, pool, INCLUDED, seed=3)
+    trained = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=range(1, 9))
     for t in range(8):
         state = step(state, jnp.asarray(pixels), jnp.int32(t))
-    assert same(train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])[8], state["params"])
+        assert same(trained[t + 1], state["params"])
 
 
 def test_predict_takes_bytes_floats_and_any_batch_size(pool):

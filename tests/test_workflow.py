@@ -125,7 +125,11 @@ WILDCARDS = {
     "table1": {},
     "figure1": {},
     "figure2": {},
+    "metasmoothness": {"dataset": "digits", "canary": "variant"},
+    "metasmoothness_table": {},
+    "metasmoothness_figure": {},
 }
+SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +147,10 @@ WILDCARDS = {
         ("audit.scores", ["negative_loss"], {"audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.canaries", ["random", "metagradient"], {"summary", "table1", "figure2"}),
         ("canaries.kinds.metagradient.num_metasteps", 3, {"summary", "table1", "figure1", "figure2"}),
+        ("canaries.kinds.variant.num_metasteps", 3, SHOWN),
+        ("canaries.kinds.variant.training.momentum", 0.5, {"metasmoothness"} | SHOWN),
+        ("metasmoothness.step", 0.1, {"metasmoothness"} | SHOWN),
+        ("metasmoothness.num_averaged", 2, SHOWN),
         ("trainings.sgd.options.momentum", 0.5, {"summary", "table1", "figure2"}),
         ("tables.protocol", "fixed", {"table1"}),
         ("figures.figure1_num_shown", 4, {"figure1"}),
@@ -169,6 +177,17 @@ def test_runs_of_one_number_share_their_seed_across_canary_kinds(stages):
     cell = {"dataset": "digits", "training": "sgd", "epsilon": "inf", "block": "0"}
     seeds = [stages.settings("models", canary=kind, **cell)["seeds"] for kind in ("random", "metagradient")]
     assert seeds[0] == seeds[1]
+
+
+def test_directions_of_one_number_are_the_same_for_all_variants():
+    """Coins, orders and initial models too; the optimisation's seeds are others."""
+    config = read("config/digits_metasmoothness.yaml")
+    variants = _stages.Stages(complete(config))
+    found = [variants.settings("metasmoothness", dataset="digits", canary=kind) for kind in ("base", "rough")]
+    assert found[0]["seeds"] == found[1]["seeds"]
+    assert len(set(found[0]["seeds"])) == config["metasmoothness"]["num_directions"]
+    assert found[0]["kind"]["model"] != found[1]["kind"]["model"]
+    assert variants.settings("canaries", dataset="digits", canary="base")["optimization_seed"] not in found[0]["seeds"]
 
 
 def test_seeds_differ_between_runs_trainings_and_uses(stages):
@@ -212,22 +231,11 @@ def test_sources_are_followed_through_imports(tmp_path):
 
 
 def test_importing_the_scripts_modules_computes_nothing():
-    """Or XLA would have read its flags before `configure_xla` sets them."""
+    """Or XLA would have read its flags before `backend.configure` sets them."""
     names = {p.stem for p in (ROOT / "metacanary").glob("*.py")} - {"__init__", "cifar"}
     code = f"import {', '.join(f'metacanary.{name}' for name in sorted(names))}; import jax._src.xla_bridge as bridge; "
     code += "assert not bridge.backends_are_initialized()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
-
-
-def test_configure_xla_keeps_the_users_flags_last(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
-    monkeypatch.setenv("NPROC", "7")
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
-    _job.configure_xla(1)
-    flags = os.environ["XLA_FLAGS"].split()
-    assert "--xla_cpu_multi_thread_eigen=false" in flags
-    assert flags[-1] == "--xla_gpu_deterministic_ops=false"
-    assert os.environ["NPROC"] == "1"
 
 
 @pytest.mark.filterwarnings("always")
@@ -347,7 +355,7 @@ def test_lint_is_clean(tmp_path):
         (
             {"trainings__sgd__canaries": ["clipbkd"]},
             "config error: trainings.sgd.canaries: got 'clipbkd', "
-            "expected one of random, metagradient (canaries.kinds)",
+            "expected one of random, metagradient, variant (canaries.kinds)",
         ),
     ],
 )
@@ -380,6 +388,36 @@ def test_tiny_run_leaves_every_target_and_no_checkpoint(tiny):
     for name in ("figure1.pdf", "figure1.png", "figure2.pdf", "figure2.png"):
         assert (results / "figures" / name).stat().st_size > 0
     assert [path for path in (results / "checkpoints").rglob("*") if path.is_file()] == []
+
+
+def test_tiny_run_measures_metasmoothness(tiny, stages):
+    results = tiny / "results" / "tiny"
+    measured = store.read_csv(results / "metasmoothness/digits/variant.csv")
+    settings = stages.settings("metasmoothness", **WILDCARDS["metasmoothness"])
+    assert measured["seed"].tolist() == settings["seeds"]
+    assert measured["metasmoothness"].between(-1, 1).all()
+    table = store.read_csv(results / "tables/metasmoothness.csv")
+    assert table["metasmoothness_mean"].tolist() == pytest.approx([measured["metasmoothness"].mean()], rel=1e-12)
+    history = store.read_csv(results / "canaries/digits/variant/history.csv")
+    reduction = history["objective"].iloc[0] - history["objective"].iloc[-1]
+    assert table["objective_reduction"].tolist() == pytest.approx([reduction], rel=1e-12)
+    for name in ("tables/metasmoothness.md", "tables/metasmoothness.tex", "figures/metasmoothness.pdf"):
+        assert (results / name).stat().st_size > 0
+
+
+def test_target_metasmoothness_trains_no_audited_model(tmp_path):
+    planned = snakemake(
+        tmp_path, "--dry-run", "--", "metasmoothness", config=ROOT / "config" / "digits_metasmoothness.yaml"
+    )
+    assert planned.status == 0, planned.text
+    assert counts(planned.text) == {
+        "download": 1,
+        "measure_metasmoothness": 11,
+        "optimize_canaries": 11,
+        "make_metasmoothness": 1,
+        "plot_metasmoothness": 1,
+        "metasmoothness": 1,
+    }
 
 
 def test_tiny_run_says_how_each_result_was_made(tiny, stages):
@@ -480,14 +518,14 @@ def demo_commands():
     return [words[3:] for words in commands]
 
 
-def kill_after_checkpoint(folder, checkpoints, *arguments):
-    """Starts Snakemake and kills it, with its jobs, when a checkpoint appears."""
+def kill_after_checkpoint(folder, checkpoint, *arguments):
+    """Starts Snakemake and kills it, with its jobs, when a file of that name appears under the results."""
     run = subprocess.Popen(
         command(folder, *arguments), env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=-3
     )
     try:
         deadline = time.monotonic() + 200
-        while not list((folder / checkpoints).rglob("*.npz")):
+        while not list((folder / "results/tiny/checkpoints").rglob(checkpoint)):
             assert run.poll() is None, "ended before there was a checkpoint"
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -500,8 +538,8 @@ def test_killed_optimization_goes_on_to_the_same_canaries(tiny, tmp_path):
     """SIGKILL after some metasteps; then what `make demo` does: it unlocks the folder, and goes on to the same bits."""
     canaries = Path("results/tiny/canaries/digits/metagradient/canaries.npz")
     shutil.copytree(tiny / "results/data", tmp_path / "results/data")
-    kill_after_checkpoint(tmp_path, "results/tiny/checkpoints", "--", canaries)
-    (checkpoint,) = (tmp_path / "results/tiny/checkpoints").rglob("*.npz")
+    kill_after_checkpoint(tmp_path, "state.npz", "--", canaries)
+    (checkpoint,) = (tmp_path / "results/tiny/checkpoints").rglob("state.npz")
     step = int(store.read_npz(checkpoint)[0]["leaf['step']"])
     assert 1 <= step < 20
     assert not (tmp_path / canaries).exists()

@@ -43,6 +43,7 @@ wildcard_constraints:
 KINDS = config["canaries"]["kinds"]
 OPTIMIZED = [name for name in KINDS if KINDS[name]["family"] == "metagradient"]
 PLAIN = [name for name in KINDS if name not in OPTIMIZED]
+VARIANTS = config["metasmoothness"]["canaries"]
 
 
 def sources(script):
@@ -86,8 +87,20 @@ def of_cell(pattern):
     return lambda wildcards: in_blocks(pattern, dict(wildcards.items()))
 
 
-TABLES = {name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"]) for name in ("table1", "table2")}
-FIGURES = {name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"]) for name in ("figure1", "figure2")}
+def of_variants(pattern):
+    """Fills a path with every variant whose metasmoothness is measured."""
+    return [pattern.format(**variant) for variant in STAGES.variants()]
+
+
+METASMOOTHNESS = ["metasmoothness"] if VARIANTS else []
+TABLES = {
+    name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"])
+    for name in ["table1", "table2", *METASMOOTHNESS]
+}
+FIGURES = {
+    name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"])
+    for name in ["figure1", "figure2", *METASMOOTHNESS]
+}
 TARGETS = {
     "canaries": in_cells("<results>/canaries/{dataset}/{canary}/canaries.npz"),
     "models": [path for cell in STAGES.cells() for path in in_blocks("<results>/models/<cell>/block{block}.npz", cell)],
@@ -96,4 +109,5 @@ TARGETS = {
     "figures": sum(FIGURES.values(), []),
     **TABLES,
     **FIGURES,
+    **{name: TABLES[name] + FIGURES[name] for name in METASMOOTHNESS},
 }

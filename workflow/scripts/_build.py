@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from metacanary import canaries, data, images, models, recipes, training
+from metacanary import canaries, data, images, models, recipes, runs
 
 Settings = dict[str, Any]
 
@@ -14,12 +14,14 @@ def model(spec: Settings, num_classes: int) -> nn.Module:
     return models.build(spec["name"], num_classes=num_classes, **spec["options"])
 
 
-def recipe_options(options: Settings) -> Settings:
-    """Options of a training recipe, their schedule built."""
-    return {**options, "schedule": recipes.Schedule(**options["schedule"])}
+def recipe(algorithm: str, options: Settings) -> recipes.SGD | recipes.DPSGD:
+    """The recipe of an algorithm, sgd or dpsgd, from its options."""
+    parts = {"schedule": recipes.Schedule, "augmentation": recipes.Augmentation}
+    built = {name: parts[name](**value) if name in parts else value for name, value in options.items()}
+    return {"sgd": recipes.SGD, "dpsgd": recipes.DPSGD}[algorithm](**built)
 
 
-def pool(settings: Settings, dataset: data.Dataset, chosen: canaries.Canaries) -> training.Pool:
+def pool(settings: Settings, dataset: data.Dataset, chosen: canaries.Canaries) -> runs.Pool:
     """The training images that are no canary's source."""
     pixels = images.enlarge(dataset.train_images, settings["image_size"])
-    return training.Pool.make(pixels, dataset.train_labels, chosen.source_index, chosen.label)
+    return runs.Pool.make(pixels, dataset.train_labels, chosen.source_index, chosen.label)

@@ -74,6 +74,7 @@ def check(config: Config) -> None:
     for name, training in config["trainings"].items():
         _check_training(f"trainings.{name}", training, config)
         _check_accountant(f"trainings.{name}", training, config)
+    _check_metasmoothness(config)
     _check_figures(config)
 
 
@@ -104,7 +105,7 @@ def _check_dataset(config: Config, name: str) -> None:
 def _sgd_options(config: Config) -> Iterable[tuple[str, Config]]:
     """Lists the options of all trainings without privacy, with where they stand."""
     for name, kind in config["canaries"]["kinds"].items():
-        if kind["family"] == METAGRADIENT:
+        if kind["family"] == METAGRADIENT and kind["algorithm"] == "sgd":
             yield f"canaries.kinds.{name}.training", kind["training"]
     for name, training in config["trainings"].items():
         if training["algorithm"] == "sgd":
@@ -119,6 +120,11 @@ def _check_kind(where: str, kind: Config, config: Config) -> None:
     require(kind[key] in known, f"{where}.{key}", kind[key], f"one of {expected}")
     if optimized:
         _check_game(f"{where}.game", kind["game"], config)
+        _check_options(f"{where}.training", kind["algorithm"], kind["training"])
+        if kind["algorithm"] == "dpsgd":
+            noise = kind["training"]["noise_multiplier"]
+            expected = "a number, since no target epsilon sets it"
+            require(noise is not None, f"{where}.training.noise_multiplier", noise, expected)
 
 
 def _check_game(where: str, game: str, config: Config) -> None:
@@ -149,6 +155,22 @@ def _check_training(where: str, training: Config, config: Config) -> None:
         f"ascending steps of which the last is num_steps = {last}",
     )
     _check_game(f"{where}.game", training["game"], config)
+    _check_options(f"{where}.options", training["algorithm"], training["options"])
+    noise = training["options"].get("noise_multiplier")
+    require(noise is None, f"{where}.options.noise_multiplier", noise, "null, since the noise follows from epsilons")
+
+
+def _check_options(where: str, algorithm: str, options: Config) -> None:
+    """Checks that microbatches fill the batch of SGD, and that copies of an image can differ."""
+    if algorithm == "sgd":
+        size, microbatch = options["batch_size"], options["microbatch"]
+        expected = f"null or a divisor of batch_size = {size}"
+        require(microbatch is None or size % microbatch == 0, f"{where}.microbatch", microbatch, expected)
+        return
+    augmentation = options["augmentation"]
+    copies, differ = augmentation["multiplicity"], augmentation["flip"] or augmentation["crop_padding"] > 0
+    expected = "1 without flip and crop_padding, since all copies would be equal"
+    require(copies == 1 or differ, f"{where}.augmentation.multiplicity", copies, expected)
 
 
 def _check_accountant(where: str, training: Config, config: Config) -> None:
@@ -159,6 +181,18 @@ def _check_accountant(where: str, training: Config, config: Config) -> None:
     )
     expected = f"pld, since {where} is dpsgd in the paired game"
     require(not paired or accountant == "pld", "audit.accountant", accountant, expected)
+
+
+def _check_metasmoothness(config: Config) -> None:
+    """Checks that variants are optimised, and long enough for what is averaged at both ends."""
+    kinds, num_averaged = config["canaries"]["kinds"], config["metasmoothness"]["num_averaged"]
+    optimized = [name for name, kind in kinds.items() if kind["family"] == METAGRADIENT]
+    for name in config["metasmoothness"]["canaries"]:
+        expected = f"one of {', '.join(optimized)} (canaries.kinds of family {METAGRADIENT})"
+        require(name in optimized, "metasmoothness.canaries", name, expected)
+        most = kinds[name]["num_metasteps"] // 2
+        expected = f"at most {most}, half of the num_metasteps of {name}"
+        require(num_averaged <= most, "metasmoothness.num_averaged", num_averaged, expected)
 
 
 def _check_figures(config: Config) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
+import shutil
 import sys
 import time
 import traceback
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from metacanary import store
+from metacanary import backend, store
 
 # A checkpoint of other versions of these may not end in the same bits.
 NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -59,10 +59,7 @@ class Job:
 
     def discard_checkpoints(self) -> None:
         """Deletes the job's checkpoints; another job that writes the same result at this moment does no harm."""
-        for checkpoint in self.checkpoints.glob("*.npz"):
-            checkpoint.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.checkpoints.rmdir()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def provenance(self, **extra: Any) -> dict[str, Any]:
         """Says how the result was made, for `store.write_*`."""
@@ -155,7 +152,7 @@ def running(snakemake: Any) -> Iterator[Job]:
       stdout, stderr, logging, warnings and the traceback of an error stand in the job's log, and on the terminal too.
       Of EXPLAINED errors the terminal shows one line; others are raised again.
     """
-    configure_xla(snakemake.threads)
+    backend.configure(threads=snakemake.threads)  # Snakemake itself sets OMP_NUM_THREADS, which NumPy reads
     files = {"input": snakemake.input, "output": snakemake.output}
     try:
         with logged(Path(snakemake.log[0])):
@@ -185,21 +182,6 @@ def logged(path: Path) -> Iterator[None]:
         except BaseException:
             traceback.print_exc(file=log)  # Python prints the terminal's copy
             raise
-
-
-def configure_xla(threads: int) -> None:
-    """Makes XLA use so many threads, no more GPU memory than it needs, and operations that are deterministic.
-
-    To be called before JAX computes: XLA reads its flags when it is first used. Snakemake itself sets OMP_NUM_THREADS
-    and its like, which NumPy reads when it is imported. Flags that the user has set come last and win.
-    """
-    flags = ["--xla_gpu_deterministic_ops=true"]
-    if threads == 1:
-        flags.append("--xla_cpu_multi_thread_eigen=false")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")]).strip()
-    os.environ["NPROC"] = str(threads)  # the size of XLA's thread pool, whatever the machine has
-    # Jobs that run side by side share a GPU; by default each would take three quarters of its memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
 def progress(total: int, unit: str, description: str, *, initial: int = 0) -> tqdm:

@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 
 # How results are stored, jobs run and data sets fetched (and verified) has no part in what results hold; if it counted,
 # each change there would retrain.
-PLUMBING = {"store", "data", "_job"}
+PLUMBING = {"store", "data", "backend", "_job"}
 
 
 def sources(script: Path, package: Path) -> list[Path]:
@@ -93,11 +93,20 @@ class Stages:
         recipe = self._config["trainings"][training]
         return list(range(math.ceil(recipe["num_runs"] / recipe["block_size"])))
 
+    def variants(self) -> list[dict[str, str]]:
+        """Lists what metasmoothness is measured of: dataset, canary."""
+        return [
+            {"dataset": dataset, "canary": canary}
+            for dataset in self._config["datasets"]
+            for canary in self._config["metasmoothness"]["canaries"]
+        ]
+
     def settings(self, stage: str, **wildcards: str) -> Settings:
         """All settings that a stage's result depends on.
 
         Args:
-          stage: dataset, canaries, models, scores, audits, summary, table1, table2, figure1 or figure2.
+          stage: dataset, canaries, metasmoothness, models, scores, audits, summary, table1, table2, figure1, figure2,
+            metasmoothness_table or metasmoothness_figure.
           **wildcards: Those of its rule.
 
         Returns:
@@ -125,6 +134,18 @@ class Stages:
         if kind["family"] == "metagradient":
             settings["optimization_seed"] = self.seed("optimize", dataset, canary)
         return settings
+
+    def _metasmoothness(self, dataset: str, canary: str) -> Settings:
+        kind, chosen = self._config["canaries"]["kinds"][canary], self._config["metasmoothness"]
+        return {
+            **self._images(dataset),
+            "num_canaries": self._config["canaries"]["num_canaries"],
+            "kind": {name: kind[name] for name in ("start", "game", "model", "algorithm", "training")},
+            "seed": self.seed("canaries", dataset),
+            # The canary kind is no part of these: variants are compared on the same directions, coins and orders.
+            "seeds": [self.seed("metasmoothness", dataset, number) for number in range(chosen["num_directions"])],
+            "step": chosen["step"],
+        }
 
     def _models(self, dataset: str, canary: str, training: str, epsilon: str, block: str) -> Settings:
         recipe = self._config["trainings"][training]
@@ -187,6 +208,19 @@ class Stages:
         figure = {name: self._config["figures"][f"figure2_{name}"] for name in names}
         figure["significance"] = self._config["significance"]
         return {"inputs": {"summary": self.digest("summary")}, "figure": figure}
+
+    def _metasmoothness_table(self) -> Settings:
+        kinds, variants = self._config["canaries"]["kinds"], self.variants()
+        names = ("model", "algorithm", "training", "objective")
+        stages = {"measured": "metasmoothness", "histories": "canaries"}
+        return {
+            "inputs": {name: [self.digest(stage, **v) for v in variants] for name, stage in stages.items()},
+            "variants": [v | {name: kinds[v["canary"]][name] for name in names} for v in variants],
+            "num_averaged": self._config["metasmoothness"]["num_averaged"],
+        }
+
+    def _metasmoothness_figure(self) -> Settings:
+        return {"inputs": {"table": self.digest("metasmoothness_table")}}
 
     def _images(self, dataset: str) -> Settings:
         """Which images are trained on."""

@@ -1,6 +1,7 @@
 """Optimises canaries by metagradient descent: data set -> canaries.npz, history.csv.
 
-The state goes to a checkpoint after every metastep; a killed job goes on from there, to the same canaries bit by bit.
+The state goes to a checkpoint after every metastep, and every two minutes within one; a killed job goes on from there,
+to the same canaries bit by bit.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from _job import progress, running
 
-from metacanary import canaries, data, objectives, optimization, recipes, store
+from metacanary import canaries, data, objectives, optimization, store
 
 HISTORY = ("metastep", "objective", "auroc", "seconds")
 
@@ -24,37 +25,45 @@ def settings_of(kind: dict[str, Any]) -> optimization.Optimization:
     return optimization.Optimization(
         objective=objectives.OBJECTIVES[objective.pop("name")](**objective),
         update=optimization.UPDATES[update.pop("name")](**update),
-        recipe=recipes.SGD(**_build.recipe_options(kind["training"])),
+        recipe=_build.recipe(kind["algorithm"], kind["training"]),
         num_metasteps=kind["num_metasteps"],
         num_splits=kind["num_splits"],
         complement=kind["complement"],
-        branching=kind["branching"],
     )
 
 
 def optimize_canaries(
-    settings: dict[str, Any], dataset: data.Dataset, checkpoint: Path
+    settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path
 ) -> tuple[canaries.Canaries, pd.DataFrame]:
-    """Optimises canaries, from the checkpoint if there is one.
+    """Optimises canaries, from the checkpoints if there are any.
 
     Returns:
       The canaries, and a row per metastep: objective and AUROC before its update, and seconds.
     """
-    kind = settings["kind"]
+    kind, checkpoint = settings["kind"], checkpoints / "state.npz"
     chosen, start = settings_of(kind), _family.canaries_of(kind["start"], settings, dataset)
+    given = (
+        chosen,
+        _build.model(kind["model"], len(dataset.class_names)),
+        _build.pool(settings, dataset, start),
+        start,
+    )
+    budget = {name: size * 2**20 for name, size in kind["memory_mb"].items()}
+    plan, storage = optimization.plan_replay(*given, budget=budget, spill=checkpoints / "spill")
+    print(f"each of {chosen.num_trainings * chosen.num_metasteps} trainings: {plan}")
     state, history = resumed(
         checkpoint, optimization.initial(chosen, start), np.full((chosen.num_metasteps, len(HISTORY)), np.nan)
     )
     work = chosen.num_trainings * chosen.recipe.num_steps
     with progress(chosen.num_metasteps * work, "step", kind["family"], initial=state.step * work) as bar:
         for reached, row in optimization.optimize(
-            chosen,
-            _build.model(kind["model"], len(dataset.class_names)),
-            _build.pool(settings, dataset, start),
-            start,
+            *given,
             seed=settings["optimization_seed"],
             game=kind["game"],
+            branching=plan.branching,
+            storage=storage,
             resume=state,
+            checkpoint=checkpoints,
             on_step=lambda phase, step: bar.update(phase == "backward"),
         ):
             state = reached
@@ -78,7 +87,7 @@ def resumed(
 if __name__ == "__main__":
     with running(snakemake) as job:
         dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
-        made, history = optimize_canaries(job.settings, dataset, job.checkpoints / "state.npz")
+        made, history = optimize_canaries(job.settings, dataset, job.checkpoints)
         provenance = job.provenance(seed=job.settings["optimization_seed"], class_names=dataset.class_names)
         store.write_csv(job.output.history, history.astype({"metastep": int}), provenance)
         store.write_npz(job.output.canaries, made.arrays(), provenance)

@@ -14,16 +14,14 @@ from _job import progress, running
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from metacanary import accounting, canaries, data, images, recipes, store, training
-
-Recipe = recipes.SGD | recipes.DPSGD
+from metacanary import accounting, canaries, data, images, runs, store, training
 
 
-def recipe(settings: dict[str, Any]) -> Recipe:
+def recipe(settings: dict[str, Any]) -> training.Recipe:
     """The recipe of a training; the noise of DP-SGD is what its target epsilon needs."""
-    options = _build.recipe_options(settings["options"])
+    options = settings["options"]
     if settings["algorithm"] == "sgd":
-        return recipes.SGD(**options)
+        return _build.recipe("sgd", options)
     noise = accounting.noise_multiplier(
         epsilon=float(settings["epsilon"]),
         sampling_prob=options["sampling_prob"],
@@ -32,12 +30,12 @@ def recipe(settings: dict[str, Any]) -> Recipe:
         accountant=settings["accountant"],
     )
     print(f"noise multiplier {noise:.4g} for epsilon {settings['epsilon']} at delta {settings['delta']}")
-    return recipes.DPSGD(**options, noise_multiplier=noise)
+    return _build.recipe("dpsgd", options | {"noise_multiplier": noise})
 
 
 def train_run(
     settings: dict[str, Any],
-    chosen: Recipe,
+    chosen: training.Recipe,
     model: nn.Module,
     dataset: data.Dataset,
     inserted: canaries.Canaries,
@@ -56,7 +54,7 @@ def train_run(
     Returns:
       included [m], test_accuracy [S], noise_multiplier [], params/<path> [S, ...] of S snapshots.
     """
-    included = training.coins(options["seed"], len(inserted.id), settings["game"])
+    included = runs.coins(options["seed"], len(inserted.id), settings["game"])
     pool = _build.pool(settings, dataset, inserted)
     snapshots = training.train(
         chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], **options

@@ -1,0 +1,1 @@
+"""Benchmarks: what a metagradient costs, beside other ways to compute it. See benchmarks/README.md."""

@@ -1,0 +1,85 @@
+"""Writes the tables of benchmarks/README.md from the CSV files in benchmarks/results.
+
+python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import metagradient, paper_cost
+from metacanary import store
+
+README = Path(__file__).resolve().parent / "README.md"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown, numbers to the right."""
+    aligned = ["---" if i == 0 else "---:" for i in range(len(table.columns))]
+    lines = [list(table.columns), aligned, *table.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def by_num_steps(sweep: pd.DataFrame, column: str, digits: int) -> pd.DataFrame:
+    """A row for each contender and a column for each T; where it was stopped, the reason."""
+    formatted = sweep[column].map(lambda value: f"{value:.{digits}f}")
+    cells = formatted.where(sweep["status"] == "ok", sweep["status"])
+    wide = sweep.assign(cell=cells).pivot(index="contender", columns="num_steps", values="cell")
+    wide = wide.reindex(sweep["contender"].unique()).fillna("")
+    wide.columns = [f"T = {steps}" for steps in wide.columns]
+    return wide.reset_index()
+
+
+def agreement(sweep: pd.DataFrame) -> pd.DataFrame:
+    """The largest relative error of each contender over all T."""
+    done = sweep[sweep["status"] == "ok"]
+    worst = done.groupby("contender", sort=False)["relative_error"].max().map("{:.1e}".format)
+    return worst.rename("largest relative error").reset_index()
+
+
+def described(sweep: pd.DataFrame) -> str:
+    """What the numbers were measured on."""
+    first, versions = sweep.iloc[0], sorted({v for text in sweep["versions"].dropna() for v in text.split(", ")})
+    return f"{first['processor']}, one thread, {', '.join(versions)}, seed {first['seed']:.0f}, {sweep['date'].max()}."
+
+
+def sections(sweep: pd.DataFrame, projected: pd.DataFrame) -> dict[str, str]:
+    """The generated parts of the README by name."""
+    parts = []
+    for (setting, device), part in sweep.groupby(["setting", "device"], sort=False):
+        parts += [f"### {setting} on {device}\n\n{described(part)}"]
+        for title, column, digits in (
+            ("Seconds per metagradient", "metagradient_seconds", 2),
+            ("Seconds per metagradient / seconds per plain training in the same framework", "ratio", 2),
+            ("Peak memory, MiB", "memory_mib", 0),
+        ):
+            parts.append(f"{title}:\n\n{markdown(by_num_steps(part, column, digits))}")
+        parts.append(f"Against `{metagradient.REFERENCE}`:\n\n{markdown(agreement(part))}")
+    chosen = projected[["basis", "branching", "microbatch", "states_held", "hours", "total_gib"]].copy()
+    chosen[["hours", "total_gib"]] = chosen[["hours", "total_gib"]].map("{:.1f}".format)
+    return {"metagradient": "\n\n".join(parts), "paper_cost": markdown(chosen)}
+
+
+def filled(readme: str, generated: dict[str, str]) -> str:
+    """The README with its generated parts replaced."""
+    for name, text in generated.items():
+        begin, end = f"<!-- {name}: made by benchmarks.tables -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        parts = pattern.split(readme)
+        if len(parts) != 2:
+            raise ValueError(f"README: got no section {name!r}, expected {begin} and {end}")
+        readme = f"{begin}\n{text}\n{end}".join(parts)
+    return readme
+
+
+def main() -> None:
+    """Fill in the README."""
+    generated = sections(pd.read_csv(metagradient.RESULTS), pd.read_csv(paper_cost.RESULTS))
+    store.write_text(README, filled(README.read_text(encoding="utf-8"), generated))
+
+
+if __name__ == "__main__":
+    main()

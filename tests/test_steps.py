@@ -1,0 +1,340 @@
+"""Steps: batches, microbatches, augmented copies; and metagradients through DP-SGD, exact by finite differences."""
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metacanary import augmentation, dpsgd, metagradient, models, optimization, steps
+from metacanary.objectives import SmoothAUROC
+from metacanary.recipes import DPSGD, SGD, Augmentation, Schedule
+from metacanary.runs import Pool, stream, take
+from metacanary.steps import clipped_sum, data_order
+
+NUM_CLASSES, NUM_OTHERS, NUM_CANARIES, NUM_STEPS = 3, 14, 6, 5
+INCLUDED = np.array([1, 0, 1, 1, 0, 1], bool)
+SGD_RECIPE = SGD(num_steps=4, batch_size=12, learning_rate=0.3)
+RECIPE = DPSGD(
+    num_steps=NUM_STEPS,
+    sampling_prob=0.4,
+    clip_norm=1.3,
+    noise_multiplier=0.5,
+    learning_rate=0.3,
+    momentum=0.9,
+    nesterov=True,
+    microbatch=10,
+    augmentation=Augmentation(multiplicity=2, flip=True, crop_padding=1),
+    schedule=Schedule(name="one_cycle"),
+)
+CONVNET = models.build("convnet", num_classes=NUM_CLASSES, widths=[4])
+
+
+class Linear(nn.Module):
+    """Logistic regression without intercept: a black image has a gradient of exactly 0."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(NUM_CLASSES, use_bias=False)(images.reshape(len(images), -1))
+
+
+@pytest.fixture(scope="module")
+def pool():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, size=(NUM_OTHERS, 4, 4, 1), dtype=np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, size=NUM_OTHERS + NUM_CANARIES)
+    return Pool(images=jnp.asarray(images), labels=jnp.asarray(labels, jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """The first canary, which is included, is black."""
+    drawn = np.random.default_rng(1).random((NUM_CANARIES, 4, 4, 1)).astype(np.float32)
+    drawn[0] = 0
+    return drawn
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(("num_steps", "batch_size"), [(9, 5), (6, 7), (3, 18), (1, 4)])
+def test_data_order_has_every_used_row_once_an_epoch(num_steps, batch_size):
+    used = np.arange(24) % 4 != 1
+    assert used.sum() == 18
+    order = data_order(stream(1, "order"), used, num_steps, batch_size)
+    assert (order.shape, order.dtype) == ((num_steps, batch_size), np.int32)
+    for start in range(0, order.size, 18):
+        epoch = order.ravel()[start : start + 18]
+        assert len(set(epoch)) == len(epoch)
+        assert used[epoch].all()
+    if order.size >= 36:  # each epoch is shuffled anew
+        assert order.ravel()[:18].tolist() != order.ravel()[18:36].tolist()
+
+
+def test_data_order_of_complementary_coins_shares_the_other_rows():
+    """In each epoch the shared rows come in the same order, so that such runs differ by the canaries alone."""
+    used = np.concatenate([np.ones(15, bool), INCLUDED])
+    turned = np.concatenate([np.ones(15, bool), ~INCLUDED])
+    first = data_order(stream(2, "order"), used, 8, 10).ravel()
+    second = data_order(stream(2, "order"), turned, 8, 10).ravel()
+    shared = min((first < 15).sum(), (second < 15).sum())
+    assert shared >= 45
+    assert first[first < 15][:shared].tolist() == second[second < 15][:shared].tolist()
+    other = data_order(stream(3, "order"), used, 8, 10).ravel()
+    assert other.tolist() != first.tolist()
+
+
+def test_data_order_rejects_a_batch_beyond_the_training_set():
+    with pytest.raises(ValueError, match="batch_size: got 4, expected at most the 3 training images"):
+        data_order(stream(0, "order"), np.array([1, 1, 0, 1], bool), 2, 4)
+
+
+def test_steps_are_one_function_for_equal_settings():
+    """Or every run would compile anew."""
+    assert steps.sgd_step(SGD_RECIPE, Linear()) is steps.sgd_step(replace(SGD_RECIPE), Linear())
+    assert steps.dpsgd_step(RECIPE, Linear()) is steps.dpsgd_step(replace(RECIPE), Linear())
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 12])
+def test_sgd_step_in_microbatches_is_that_of_the_batch(pool, pixels, microbatch):
+    """After one step of plain SGD the change of the parameters is the gradient: 1e-5 relative in float32."""
+
+    def change(recipe):
+        state = steps.sgd_state(recipe, CONVNET, pool, INCLUDED, seed=3)
+        after = jax.jit(steps.sgd_step(recipe, CONVNET))(state, jnp.asarray(pixels), jnp.int32(0))
+        return flat(after["params"]) - flat(state["params"])
+
+    whole = change(SGD_RECIPE)
+    assert np.linalg.norm(whole) > 0.01
+    assert relative_error(change(replace(SGD_RECIPE, microbatch=microbatch)), whole) < 1e-5
+
+
+def test_dpsgd_state_of_complementary_coins_shares_all_draws(pool):
+    """Batches but for the canaries in them, the model, noise, augmentation: such runs differ by the canaries alone."""
+    first, second = (steps.dpsgd_state(RECIPE, CONVNET, pool, coins, seed=3) for coins in (INCLUDED, ~INCLUDED))
+    assert first["samples"].shape == second["samples"].shape
+    for some, others in zip(np.asarray(first["samples"]), np.asarray(second["samples"]), strict=True):
+        others_drawn = others[(others >= 0) & (others < NUM_OTHERS)]
+        assert some[(some >= 0) & (some < NUM_OTHERS)].tolist() == others_drawn.tolist()
+        assert len(others_drawn) > 0
+        assert not set(some[some >= NUM_OTHERS]) & set(others[others >= NUM_OTHERS])
+    assert (flat(first["params"]) == flat(second["params"])).all()
+    for name in ("noise", "augmentation"):
+        assert jax.random.key_data(first[name]).tolist() == jax.random.key_data(stream(3, name)).tolist()
+        assert jax.random.key_data(second[name]).tolist() == jax.random.key_data(stream(3, name)).tolist()
+
+
+def naive_sum(recipe, model, state, z, t):
+    """The clipped sum as a Python loop over rows and copies, by plain autodiff; and the norms before clipping."""
+    key, total, norms = jax.random.fold_in(state["augmentation"], t), [], []
+    for row in (int(r) for r in state["samples"][t] if r >= 0):
+        gradient, squared = naive_gradient(recipe, model, state, z, jax.random.fold_in(key, row), jnp.int32(row))
+        norms.append(float(jax.lax.stop_gradient(squared)) ** 0.5)
+        # Only a gradient that is too long is scaled, so that the twin has a derivative at 0 as well.
+        factor = recipe.clip_norm / jnp.sqrt(squared) if norms[-1] > recipe.clip_norm else 1.0
+        total.append(jax.tree.map(lambda g, f=factor: g * f, gradient))
+    return jax.tree.map(lambda *g: sum(g), *total), np.array(norms)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def naive_gradient(recipe, model, state, z, key, row):
+    """The gradient of one row, a mean over its copies, and its squared norm."""
+    image = take(state["images"], z, row[None])[0]
+
+    def loss(params, copy):
+        logits = model.apply({"params": params}, copy[None])[0]
+        return jax.nn.logsumexp(logits) - logits[state["labels"][row]]
+
+    copies = augmentation.copies(recipe.augmentation, key, image)
+    gradients = [jax.grad(loss)(state["params"], copy) for copy in copies]
+    mean = jax.tree.map(lambda *g: sum(g) / len(g), *gradients)
+    return mean, sum(jnp.sum(g**2) for g in jax.tree.leaves(mean))
+
+
+def test_clipped_sum_equals_a_loop_over_rows_and_copies(pool, pixels):
+    """Float32, so 1e-5. Gradients of copies are averaged, then clipped: not clipped and then averaged."""
+    z = jnp.asarray(pixels)
+    state = steps.dpsgd_state(RECIPE, CONVNET, pool, INCLUDED, seed=3)
+    total = jax.jit(partial(clipped_sum, RECIPE, CONVNET))
+    for t in (0, 4):
+        expected, norms = naive_sum(RECIPE, CONVNET, state, z, t)
+        assert norms.min() < RECIPE.clip_norm < norms.max()
+        assert relative_error(flat(total(state, z, jnp.int32(t))), flat(expected)) < 1e-5
+
+
+@pytest.mark.parametrize(("microbatch", "unroll"), [(1, 1), (4, None), (4, 1), (4, 2), (64, None)])
+def test_clipped_sum_does_not_depend_on_how_the_batch_is_cut(pool, pixels, microbatch, unroll):
+    """Guarantee: microbatch, padding and unrolling change nothing but rounding, with copies drawn by row."""
+    z = jnp.asarray(pixels)
+
+    def found(recipe, unroll):
+        state = steps.dpsgd_state(recipe, Linear(), pool, INCLUDED, seed=3)
+        return flat(jax.jit(partial(clipped_sum, recipe, Linear(), unroll=unroll))(state, z, jnp.int32(1)))
+
+    expected = found(RECIPE, None)
+    assert np.linalg.norm(expected) > 0.1
+    assert relative_error(found(replace(RECIPE, microbatch=microbatch), unroll), expected) < 1e-5
+
+
+def test_clipped_sum_has_one_derivative_in_a_loop_and_without(pool, pixels):
+    """GPUs loop over microbatches, CPUs write them out; both pull back alike, by the parameters and by the pixels."""
+    recipe = replace(RECIPE, microbatch=7)
+    state, z = steps.dpsgd_state(recipe, Linear(), pool, INCLUDED, seed=3), jnp.asarray(pixels)
+
+    def pulled_back(unroll):
+        def total(params, z):
+            return clipped_sum(recipe, Linear(), state | {"params": params}, z, 1, unroll=unroll)
+
+        return jax.jit(lambda v: jax.vjp(total, state["params"], z)[1](v))(state["params"])
+
+    for looped, written_out in zip(pulled_back(1), pulled_back(8), strict=True):
+        assert np.linalg.norm(flat(looped)) > 0.01
+        assert relative_error(flat(looped), flat(written_out)) < 1e-5
+
+
+def test_clipped_sum_of_an_empty_batch_is_zero(pool, pixels):
+    state = steps.dpsgd_state(RECIPE, Linear(), pool, INCLUDED, seed=3)
+    state["samples"] = jnp.full_like(state["samples"], -1)
+    for unroll in (1, 2):
+        assert not flat(clipped_sum(RECIPE, Linear(), state, jnp.asarray(pixels), 0, unroll=unroll)).any()
+
+
+def test_dpsgd_step_draws_copies_anew_at_every_step(pool, pixels):
+    """The same rows in every step, all of them: without noise only the copies change the sum."""
+    recipe = replace(RECIPE, sampling_prob=1.0)
+    state = steps.dpsgd_state(recipe, Linear(), pool, INCLUDED, seed=3)
+
+    def sums(recipe):
+        total = jax.jit(partial(clipped_sum, recipe, Linear()))
+        return [flat(total(state, jnp.asarray(pixels), jnp.int32(t))) for t in (0, 1)]
+
+    assert relative_error(*sums(recipe)) > 1e-3
+    first, second = sums(replace(recipe, augmentation=Augmentation()))
+    assert (first == second).all()
+
+
+def naive_run(recipe, model, objective_fn, state):
+    """The objective of a whole private run as a plain function of the pixels; also the norms of all gradients."""
+    optimizer, start = recipe.optimizer(), state
+
+    def function(z):
+        state, norms = start, []
+        for t in range(recipe.num_steps):
+            total, step_norms = naive_sum(recipe, model, state, z, t)
+            noise = dpsgd.add_noise(
+                jax.random.fold_in(state["noise"], t),
+                jax.tree.map(jnp.zeros_like, total),
+                recipe.noise_multiplier * recipe.clip_norm,
+            )
+            divisor = recipe.sampling_prob * (NUM_OTHERS + NUM_CANARIES / 2)
+            mean = jax.tree.map(lambda g, n: (g + n) / divisor, total, noise)  # noqa: B023
+            updates, moments = optimizer.update(mean, state["optimizer"])
+            params = optax.apply_updates(state["params"], updates)
+            state, norms = state | {"params": params, "optimizer": moments}, [*norms, *step_norms]
+        return objective_fn(state, z)[0], np.array(norms)
+
+    return function
+
+
+def unrolled(recipe, model, objective_fn, state):
+    """The objective as a plain function of the pixels, by the library's own step."""
+    step, ts = steps.dpsgd_step(recipe, model), jnp.arange(recipe.num_steps, dtype=jnp.int32)
+    return lambda z: objective_fn(jax.lax.scan(lambda s, t: (step(s, z, t), None), state, ts)[0], z)[0]
+
+
+def central_differences(function, z, chosen, step):
+    """Derivatives by single pixels, with an error of order step^2."""
+    bumps = [jnp.zeros(z.size).at[i].set(step).reshape(z.shape) for i in chosen]
+    return np.array([float(function(z + e) - function(z - e)) / (2 * step) for e in bumps])
+
+
+def audited(recipe, model, pool, pixels):
+    """Metagradients through a private run in float64, by replay and by differences."""
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
+    state = steps.dpsgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
+    step_fn = steps.dpsgd_step(recipe, model)
+    state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
+    z = jnp.asarray(pixels, jnp.float64)
+    chosen = np.random.default_rng(2).choice(16, size=(NUM_CANARIES, 3)) + 16 * np.arange(NUM_CANARIES)[:, None]
+    function = jax.jit(unrolled(recipe, model, objective_fn, state))
+    return SimpleNamespace(
+        replay=metagradient.replay(step_fn, objective_fn, state, z, recipe.num_steps, branching=2),
+        naive=naive_run(recipe, model, objective_fn, state),
+        clip_norm=recipe.clip_norm,
+        run=(step_fn, objective_fn, state, z, recipe.num_steps),
+        z=z,
+        chosen=chosen,
+        differences=central_differences(function, z, chosen.ravel(), 1e-5).reshape(chosen.shape),
+    )
+
+
+@pytest.fixture(scope="module")
+def audit(pool, pixels):
+    """A convnet, Nesterov momentum, a schedule, noise, two augmented copies, microbatches with padding."""
+    with jax.enable_x64(True):
+        return audited(RECIPE, CONVNET, pool, pixels)
+
+
+def test_replay_through_dpsgd_equals_finite_differences(audit):
+    """For pixels of included and of excluded canaries; the differences are good to 1e-6 of the largest one."""
+    found = np.asarray(audit.replay.gradient).ravel()[audit.chosen]
+    scale = np.abs(audit.differences).max(axis=1, keepdims=True)
+    assert (scale > 1e-4).all()  # no canary's gradient is so small that anything would pass
+    assert np.allclose(found / scale, audit.differences / scale, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def linear_audit(pool, pixels):
+    """Logistic regression on all rows in every step."""
+    with jax.enable_x64(True):
+        return audited(replace(RECIPE, sampling_prob=1.0, num_steps=3, clip_norm=1.8), Linear(), pool, pixels)
+
+
+@pytest.mark.parametrize("name", ["linear_audit", pytest.param("audit", marks=pytest.mark.slow)])
+def test_replay_through_dpsgd_equals_plain_autodiff_of_a_loop(name, request):
+    """Of a twin without microbatches, remat, vmap and Hessian-vector products; some gradients are clipped, some not."""
+    audit = request.getfixturevalue(name)
+    with jax.enable_x64(True):
+        (value, norms), expected = jax.value_and_grad(audit.naive, has_aux=True)(audit.z)
+    assert 0.2 < np.mean(norms > audit.clip_norm) < 0.8
+    assert np.abs(norms - audit.clip_norm).min() > 1e-4  # the differences above cross no kink
+    assert float(audit.replay.value) == pytest.approx(float(value), rel=1e-12)
+    assert audit.replay.gradient.dtype == np.float64
+    assert relative_error(np.asarray(audit.replay.gradient), np.asarray(expected)) < 1e-10
+
+
+def test_replay_through_dpsgd_without_the_path_through_training_is_told_apart(linear_audit):
+    """Trap 1: a mutant whose steps detach the pixels differs, for included canaries only."""
+    step_fn, objective_fn, state, z, num_steps = linear_audit.run
+
+    def detached(state, z, t):
+        return step_fn(state, jax.lax.stop_gradient(z), t)
+
+    with jax.enable_x64(True):
+        found = np.asarray(metagradient.replay(detached, objective_fn, state, z, num_steps, branching=3).gradient)
+    expected = np.asarray(linear_audit.replay.gradient)
+    per_canary = np.array([relative_error(f, e) for f, e in zip(found, expected, strict=True)])
+    assert per_canary[INCLUDED].min() > 1e-2
+    assert per_canary[~INCLUDED].max() < 1e-10
+
+
+def test_replay_through_a_zero_gradient_is_exact(linear_audit):
+    """Trap 10: a black canary has a gradient of 0 in every step; its derivative is finite, and that of differences."""
+    with jax.enable_x64(True):
+        _, norms = linear_audit.naive(linear_audit.z)
+    assert (norms == 0).sum() == 3
+    gradient, differences = np.asarray(linear_audit.replay.gradient), linear_audit.differences
+    assert np.isfinite(gradient).all()
+    assert np.abs(differences[0]).max() > 1e-4
+    found = gradient.ravel()[linear_audit.chosen]
+    assert np.allclose(found, differences, rtol=0, atol=1e-6 * np.abs(differences).max())
