@@ -86,6 +86,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients beside their peers, half an hour
 	$(BENCH)/python -m benchmarks.metagradient
+	$(BENCH)/python -m benchmarks.step_vjp
 	$(BENCH)/python -m benchmarks.paper_cost
 	$(BENCH)/python -m benchmarks.plot_metagradient
 	$(BENCH)/python -m benchmarks.tables

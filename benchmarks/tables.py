@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import metagradient, paper_cost
+from benchmarks import metagradient, paper_cost, step_vjp
 from metacanary import store
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -46,7 +46,23 @@ def described(sweep: pd.DataFrame) -> str:
     return f"{first['processor']}, one thread, {', '.join(versions)}, seed {first['seed']:.0f}, {sweep['date'].max()}."
 
 
-def sections(sweep: pd.DataFrame, projected: pd.DataFrame) -> dict[str, str]:
+def modes(measured: pd.DataFrame) -> str:
+    """The pull-backs of each network and batch, a column for each form and mode."""
+    measured = measured.assign(
+        cell=[f"{a:.1f} / {b:.0f}" for a, b in measured[["pull_back_ms", "temporaries_mib"]].to_numpy()]
+    )
+    keys = ["network", "batch", "microbatch"]
+    wide = measured.pivot(index=keys, columns=["convolution", "mode"], values="cell")
+    wide = wide.reindex(pd.MultiIndex.from_frame(measured[keys].drop_duplicates()))
+    wide.columns = [", ".join(column) for column in wide.columns]
+    first = measured.iloc[0]
+    described = (
+        f"{first['processor']}, one thread, jax {first['jax']}, least of {first['turns']} turns, {first['date']}."
+    )
+    return f"{described}\n\n{markdown(wide.reset_index())}"
+
+
+def sections(sweep: pd.DataFrame, projected: pd.DataFrame, measured: pd.DataFrame) -> dict[str, str]:
     """The generated parts of the README by name."""
     parts = []
     for (setting, device), part in sweep.groupby(["setting", "device"], sort=False):
@@ -60,7 +76,7 @@ def sections(sweep: pd.DataFrame, projected: pd.DataFrame) -> dict[str, str]:
         parts.append(f"Against `{metagradient.REFERENCE}`:\n\n{markdown(agreement(part))}")
     chosen = projected[["basis", "branching", "microbatch", "states_held", "hours", "total_gib"]].copy()
     chosen[["hours", "total_gib"]] = chosen[["hours", "total_gib"]].map("{:.1f}".format)
-    return {"metagradient": "\n\n".join(parts), "paper_cost": markdown(chosen)}
+    return {"metagradient": "\n\n".join(parts), "paper_cost": markdown(chosen), "step_vjp": modes(measured)}
 
 
 def filled(readme: str, generated: dict[str, str]) -> str:
@@ -77,7 +93,7 @@ def filled(readme: str, generated: dict[str, str]) -> str:
 
 def main() -> None:
     """Fill in the README."""
-    generated = sections(pd.read_csv(metagradient.RESULTS), pd.read_csv(paper_cost.RESULTS))
+    generated = sections(*(pd.read_csv(module.RESULTS) for module in (metagradient, paper_cost, step_vjp)))
     store.write_text(README, filled(README.read_text(encoding="utf-8"), generated))
 
 

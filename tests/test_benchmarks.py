@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import jax_contenders, measure, metagradient, paper_cost, plot_metagradient, problem, tables
+from benchmarks import jax_contenders, measure, metagradient, paper_cost, plot_metagradient, problem, step_vjp, tables
 
 NEEDS_NO_PEER = [name for name in jax_contenders.CONTENDERS if not name.startswith("equinox")]
 
@@ -144,9 +144,10 @@ def test_figure_shows_every_contender(table):
 
 
 def test_readme_holds_the_committed_results():
-    for path in (metagradient.RESULTS, paper_cost.RESULTS):
+    paths = [module.RESULTS for module in (metagradient, paper_cost, step_vjp)]
+    for path in paths:
         assert path.exists(), f"{path} is not there: run `make bench-metagradient`"
-    generated = tables.sections(pd.read_csv(metagradient.RESULTS), pd.read_csv(paper_cost.RESULTS))
+    generated = tables.sections(*map(pd.read_csv, paths))
     readme = tables.README.read_text(encoding="utf-8")
     assert tables.filled(readme, generated) == readme, "run `python -m benchmarks.tables`"
 
@@ -170,3 +171,14 @@ def test_paper_is_the_config():
 def test_requirements_are_pinned(root):
     lines = (root / "benchmarks" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert all("==" in line for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.slow
+def test_step_vjp_measures_every_alternative(monkeypatch):
+    setting = ("convnet", {"widths": (2,)}, (4, 4, 1), [(4, None), (4, 2)])
+    monkeypatch.setattr(step_vjp, "SETTINGS", [setting])
+    measured = step_vjp.measure(turns=1)
+    assert len(measured) == 2 * 2 * 2
+    assert (measured[["gradient_ms", "pull_back_ms", "temporaries_mib"]] > 0).all(axis=None)
+    described = measured.assign(turns=1, processor="a CPU", jax="1", date="today")
+    assert tables.modes(described).count("\n| convnet widths (2,) | 4 |") == 2

@@ -1,5 +1,6 @@
 """Networks: shapes, sizes, both forms of convolution, and no example that touches another's output."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -315,3 +316,29 @@ def test_build_makes_hashable_models():
 def test_build_rejects(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, num_classes=10, **options)
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 6), (2, 6), (6, 6)])
+def test_group_norm_equals_flax(groups, channels):
+    """Values, and both gradients, with the parameters of flax's; in float64."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, v = (jnp.asarray(rng.normal(2.0, 3.0, size=(4, 5, 3, channels))) for _ in range(2))
+        params = {name: jnp.asarray(rng.normal(size=channels)) for name in ("scale", "bias")}
+        ours, flax = (
+            lambda p, x, norm=norm: norm.apply({"params": p}, x) * v
+            for norm in (
+                models.GroupNorm(groups),
+                nn.GroupNorm(groups, use_fast_variance=False, param_dtype=jnp.float64),
+            )
+        )
+        np.testing.assert_allclose(ours(params, x), flax(params, x), rtol=1e-12, atol=1e-12)
+        for first in (0, 1):
+            found, expected = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), first)(params, x) for f in (ours, flax))
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_group_norm_refuses_groups_that_do_not_divide_the_channels():
+    with pytest.raises(ValueError, match="groups: got 4, expected a divisor of the 6 channels"):
+        models.GroupNorm(4).init(jax.random.key(0), jnp.zeros((1, 2, 2, 6)))
