@@ -120,7 +120,7 @@ def clipped_gradient_sum(
 
     def one(image: jax.Array, label: jax.Array, keep: jax.Array) -> PyTree:
         clipped = clip(gradient(params, image, label), clip_norm)
-        return jax.tree.map(lambda g: g * keep, clipped)
+        return jax.tree.map(lambda g: jnp.where(keep, g, 0), clipped)  # a row of padding may be anything
 
     return jax.tree.map(lambda g: g.sum(axis=0), jax.vmap(one)(images, labels, mask))
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 
 PyTree = Any
 LossFn = Callable[..., jax.Array]
@@ -52,10 +53,20 @@ def grad(loss_fn: LossFn, mode: str = "mixed") -> Callable[..., PyTree]:
         return jax.grad(loss_fn)
 
     def gradient(params: PyTree, *args: Any) -> PyTree:
-        closed, constants = jax.closure_convert(loss_fn, params, *args)
-        return _with_mixed_pull_back(closed)(params, (*args, *constants))
+        # All that loss_fn closes over becomes an argument: labels and keys that are traced as well as numbers.
+        closed = jax.make_jaxpr(loss_fn)(params, *args)
+        return _with_mixed_pull_back(_with_constants(closed))(params, (args, closed.consts))
 
     return gradient
+
+
+def _with_constants(closed: Any) -> LossFn:
+    """A traced loss as a function of its arguments and of what it closes over: loss(params, args, constants)."""
+
+    def loss(params: PyTree, args: tuple[Any, ...], constants: list[Any]) -> jax.Array:
+        return eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves((params, *args)))[0]
+
+    return loss
 
 
 def mean_gradient(
@@ -74,14 +85,17 @@ def mean_gradient(
       A tree as params.
 
     Raises:
-      ValueError: unknown mode, or a microbatch that does not divide the batch.
+      ValueError: unknown mode, a batch without one length, or a microbatch that does not divide it.
 
     Guarantees:
       Equal to the gradient over the whole batch up to rounding. Only one microbatch's activations are alive at a
       time, in the gradient and in its pull-back (each is rematerialised).
     """
     gradient = grad(loss_fn, mode)
-    rows = len(jax.tree.leaves(batch)[0])
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(batch)]
+    if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
+        raise ValueError(f"batch: got arrays of shapes {shapes}, expected one number of rows for all")
+    rows = shapes[0][0]
     if microbatch is None or microbatch == rows:
         return gradient(params, *batch)
     if not 0 < microbatch < rows or rows % microbatch:

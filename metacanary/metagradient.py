@@ -18,6 +18,7 @@ docs/metagradients.md is the guide for a project of your own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanary import replay_step
+from metacanary import replay_step, store
 from metacanary.replay_checkpoint import ReplayCheckpoint
 from metacanary.replay_schedule import Costs, actions
 from metacanary.replay_step import ObjectiveFn, StepFn
@@ -67,14 +68,15 @@ def replay(
     branching: int,
     storage: Storage | None = None,
     on_step: Callable[[str, int], None] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 120.0,
 ) -> Replay:
     """Differentiate an objective of the state after `num_steps` steps by the metaparameters.
 
     Leaves of `state` and `metaparams` that are not floating point (data order, labels, uint8 images, PRNG keys) are
     carried along and not differentiated. Leaves of `state` that the step returns as it got them (a data set, say) are
-    neither copied nor held. Pass the same function objects again and nothing is compiled again.
+    neither copied nor held. Pass the same function objects again and nothing is compiled again; JAX keeps them, with
+    what they close over, until `jax.clear_caches()`, so that large arrays belong into `state`.
 
     Args:
       step_fn: step_fn(state, metaparams, t) -> state; pure, deterministic, jittable; t is an int32 scalar. Write its
@@ -120,13 +122,16 @@ def replay(
     files, begun, written = None, 0, time.monotonic()
     try:
         if checkpoint is not None:
-            files = ReplayCheckpoint(checkpoint, _identity(num_steps, branching, carried, fixed))
+            files = ReplayCheckpoint(checkpoint, _identity(problem, num_steps, carried, fixed))
+            branching = files.branching(branching)
+            order = list(actions(num_steps, branching))
             begun = files.load(order, run)
+        del carried  # s[0] is held, or not, as any other state
         for done, action in enumerate(order[begun:], start=begun + 1):
             getattr(run, action.name)(action.t)
             if files and (done == len(order) or time.monotonic() - written > checkpoint_seconds):
                 run.require_deterministic()
-                files.save(order, done, run)
+                files.save(order, done, run, branching)
                 written = time.monotonic()
         run.require_deterministic()
     finally:
@@ -169,14 +174,17 @@ def measure(
         jax.block_until_ready(storage.take(0))
         storage.clear()
 
-    analysis: Any = (
-        replay_step.step_vjp.lower(problem, carried, fixed, t, adjoint, gradient).compile().memory_analysis()
-    )
+    calls = [
+        replay_step.step_vjp.lower(problem, carried, fixed, t, adjoint, gradient),
+        replay_step.objective.lower(problem, carried, fixed),
+    ]
+    analyses: list[Any] = [call.compile().memory_analysis() for call in calls]
+    working = max(x.temp_size_in_bytes + x.argument_size_in_bytes + x.output_size_in_bytes for x in analyses)
     return Costs(
         step_seconds=_median_seconds(lambda: replay_step.step(problem, carried, fixed, t), repeats),
         vjp_seconds=_median_seconds(pull, repeats),
         state_bytes=_num_bytes(carried),
-        working_bytes=int(analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + _num_bytes(carried)),
+        working_bytes=int(working + _num_bytes(carried)),
         transfer_seconds={s.name: _median_seconds(partial(transfer, s), repeats) / 2 for s in storages},
     )
 
@@ -246,6 +254,8 @@ class _Run:
     def _first_non_finite(self) -> str:
         """Run again from the start to name the step at which the state stopped being finite."""
         state = self.storage.copy(0)
+        if not replay_step.is_finite((state, self.fixed)):
+            return "the objective is not finite, and neither are the initial state and the metaparameters"
         for t in range(self.num_steps):
             state, _ = replay_step.step(self.problem, state, self.fixed, np.int32(t))
             if not replay_step.is_finite(state):
@@ -263,13 +273,24 @@ class _Run:
                 "the metagradient is not finite although the objective is: see the derivative of the step, "
                 "as at a square root or a norm at zero; Optax's Adam needs eps_root > 0"
             )
-        return Replay(self.value, self.aux, replay_step.merge(gradient, jax.tree.map(lambda _: None, metaparams)))
+        return Replay(self.value, self.aux, replay_step.as_metaparams(gradient, metaparams))
 
 
-def _identity(num_steps: int, branching: int, carried: Leaves, fixed: PyTree) -> dict[str, int]:
-    """What a checkpoint belongs to: the numbers of the schedule and a checksum of all that goes in."""
-    inputs = int(jax.jit(replay_step.checksum)(jax.tree.leaves((carried, fixed))))
-    return {"num_steps": num_steps, "branching": branching, "inputs": inputs}
+def _identity(problem: replay_step.Problem, num_steps: int, carried: Leaves, fixed: PyTree) -> dict[str, Any]:
+    """What a checkpoint belongs to: the compiled functions, a checksum of all that goes in, what computes."""
+    leaves, structure = jax.tree.flatten((carried, fixed))
+    given = [str(structure), *(f"{x.dtype}{x.shape}" for x in leaves), int(jax.jit(replay_step.checksum)(leaves))]
+    texts = [replay_step.step.lower(problem, carried, fixed, np.int32(0)).as_text()]
+    texts += [replay_step.objective.lower(problem, carried, fixed).as_text()]
+    device = jax.tree.leaves(carried)[0].devices() if carried else jax.devices()[:1]
+    computed_by = [jax.__version__, *sorted(f"{d.platform} {d.device_kind}" for d in device)]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NPROC")]
+    return {
+        "num_steps": num_steps,
+        "state or metaparams": store.digest(given),
+        "step_fn or objective_fn": store.digest(texts),
+        "device or version": store.digest([computed_by, flags]),
+    }
 
 
 def _num_bytes(leaves: Leaves) -> int:

@@ -7,7 +7,7 @@ and branching >= T stores all states and replays nothing.
 
     costs = metagradient.measure(step_fn, objective_fn, state, metaparams)
     chosen = plan(600, costs, {"device": 8 * 2**30})
-    print(chosen)  # 600 steps: holds 25 + ... states
+    print(chosen)  # branching, states held, step calls, bytes, seconds
 
 Nothing here computes: the order is a plain iteration over actions, which `metagradient.replay` carries out.
 """
@@ -131,7 +131,7 @@ class Costs:
       step_seconds: of one training step.
       vjp_seconds: of pulling the adjoint back through one step.
       state_bytes: of what changes in the state from step to step; a held state takes so much.
-      working_bytes: device memory while the adjoint is pulled back: arguments, results and temporaries.
+      working_bytes: device memory beside held states: arguments, results and temporaries of the largest call.
       transfer_seconds: of putting one state away and of bringing it back, the mean of both, by storage.
     """
 
@@ -168,12 +168,18 @@ class Plan:
 
     def __str__(self) -> str:
         """One line for a log."""
-        held = f"holds {self.states_held} states ({self.held_bytes / 2**20:.1f} MiB, {self.storage})"
+        held = f"holds {self.states_held} states ({_size(self.held_bytes)}, {self.storage})"
         calls = f"{self.step_calls} step calls ({self.step_calls / self.num_steps:.2f} trainings)"
-        peak = f"device peak about {self.device_bytes / 2**20:.0f} MiB"
+        peak = f"device peak about {_size(self.device_bytes)}"
         return (
             f"{self.num_steps} steps, branching {self.branching}: {held}, {calls}, {peak}, about {self.seconds:.3g} s"
         )
+
+
+def _size(num_bytes: int) -> str:
+    """Bytes with three digits and a unit."""
+    power = min(3, max(0, (num_bytes.bit_length() - 1) // 10))
+    return f"{num_bytes / 1024**power:.3g} {('bytes', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def plan(num_steps: int, costs: Costs, budget: Mapping[str, int]) -> Plan:
@@ -201,15 +207,17 @@ def plan(num_steps: int, costs: Costs, budget: Mapping[str, int]) -> Plan:
     plans = [_best(num_steps, costs, storage, budget) for storage in STORAGES if storage in budget]
     fitting = [found for found in plans if found is not None]
     if not fitting:
-        least = work(num_steps, 2).states_held * costs.state_bytes + costs.working_bytes
+        least, moving = (n * costs.state_bytes for n in (work(num_steps, 2).states_held, _MOVING))
         raise ValueError(
-            f"budget: got {dict(budget)} bytes, expected at least {least} on the device for {num_steps} steps "
-            f"of a state of {costs.state_bytes} bytes, or a smaller microbatch"
+            f"budget: got {dict(budget)} bytes, expected at least {costs.working_bytes + least} on the device, or "
+            f"{costs.working_bytes + moving} there and {least} on the host or disk, for {num_steps} steps "
+            f"with states of {costs.state_bytes} bytes; a microbatch needs less to work in"
         )
     return min(fitting, key=lambda found: found.seconds)
 
 
 STORAGES = ("device", "host", "disk")
+_MOVING = 3  # states on the device while the others are elsewhere: the newest, one on its way, the current one
 
 
 def _best(num_steps: int, costs: Costs, storage: str, budget: Mapping[str, int]) -> Plan | None:
@@ -217,9 +225,8 @@ def _best(num_steps: int, costs: Costs, storage: str, budget: Mapping[str, int])
     moved = costs.transfer_seconds.get(storage, 0.0 if storage == "device" else None)
     if moved is None:
         raise ValueError(f"costs.transfer_seconds: got no {storage}, expected it to be measured")
-    # Not on the device, two states may be on their way at a time.
     room = budget["device"] - costs.working_bytes if storage == "device" else budget[storage]
-    on_the_way = 0 if storage == "device" else 2 * costs.state_bytes
+    on_the_way = 0 if storage == "device" else _MOVING * costs.state_bytes
     if on_the_way + costs.working_bytes > budget["device"]:
         return None
     best: Plan | None = None
@@ -244,9 +251,9 @@ def _best(num_steps: int, costs: Costs, storage: str, budget: Mapping[str, int])
 
 
 def _branchings(num_steps: int) -> list[int]:
-    """All that differ: those up to sqrt(T), and above it the smallest for each length of the parts."""
+    """All that differ: those up to sqrt(T) + 1, and above it the smallest for each length of the parts."""
     root = math.isqrt(num_steps)
-    return sorted({2, *range(2, root + 1), *(max(2, -(-num_steps // length)) for length in range(1, root + 1))})
+    return sorted({2, *range(2, root + 2), *(max(2, -(-num_steps // length)) for length in range(1, root + 1))})
 
 
 def _check(num_steps: int, branching: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 
 from metacanary.replay_storage import Leaves
 
@@ -39,21 +40,62 @@ def prepare(
     step_fn: StepFn, objective_fn: ObjectiveFn, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree
 ) -> tuple[Problem, Leaves, PyTree]:
     """The problem, the leaves of s[0] that change, and what is fixed: metaparameters and the other leaves."""
-    initial = jax.tree.map(jnp.asarray, jax.jit(state)(metaparams) if callable(state) else state)
+    initial = jax.tree.map(_strong, jax.jit(state)(metaparams) if callable(state) else state)
+    metaparams = jax.tree.map(_strong, metaparams)
     for name, tree in (("state", initial), ("metaparams", metaparams)):
         if not jax.tree.leaves(split(tree)[0]):
             raise ValueError(f"{name}: got no floating-point leaf, expected at least one to differentiate by")
     leaves, structure = jax.tree.flatten(initial)
     traced = jax.jit(step_fn).trace(initial, metaparams, jnp.int32(0))
-    returned: Any = jax.tree.structure(traced.out_info)
-    if returned != structure:
-        raise ValueError(f"step_fn: got {returned}, expected it to return the state's structure, {structure}")
-    jaxpr = traced.jaxpr.jaxpr
-    changes = tuple(new is not old for new, old in zip(jaxpr.outvars, jaxpr.invars, strict=False))
+    _require_same_state(initial, traced.out_info)
+    passed = _passed_through(traced.jaxpr.jaxpr)
+    changes = tuple(passed[i] != i for i in range(len(leaves)))
     problem = Problem(step_fn, objective_fn, structure, changes, callable(state))
     constants = [x for x, changed in zip(leaves, changes, strict=True) if not changed]
     carried = [x for x, changed in zip(leaves, changes, strict=True) if changed]
     return problem, carried, {"metaparams": metaparams, "constants": constants}
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """A leaf as an array whose dtype is its own, which Python numbers' are not."""
+    array = jnp.asarray(leaf)
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return array if is_key else jax.lax.convert_element_type(array, array.dtype)
+
+
+def _require_same_state(initial: PyTree, returned: PyTree) -> None:
+    """Refuse a step that does not return the structure, the shapes and the dtypes that it gets."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (initial, returned)]
+    if structures[0] != structures[1]:
+        paths = [
+            {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)}
+            for t in (initial, returned)
+        ]
+        lost, added = sorted(paths[0] - paths[1]), sorted(paths[1] - paths[0])
+        raise ValueError(
+            f"step_fn: got {type(returned).__name__} without {lost or 'nothing'} and with {added or 'nothing'} added, "
+            f"expected the state's structure, a {type(initial).__name__}"
+        )
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(initial), jax.tree.leaves(returned), strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            raise ValueError(
+                f"step_fn: got {new.dtype} {list(new.shape)} at state{jax.tree_util.keystr(path)}, "
+                f"expected what it was given, {old.dtype} {list(old.shape)}"
+            )
+
+
+def _passed_through(jaxpr: Any) -> list[int | None]:
+    """For each result of a jaxpr the number of the argument that it is, None if it is computed; through inner jits."""
+    known = {var: i for i, var in enumerate(jaxpr.invars)}
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if equation.primitive.name not in ("jit", "pjit", "remat2", "checkpoint", "closed_call") or inner is None:
+            continue
+        for i, var in zip(_passed_through(getattr(inner, "jaxpr", inner)), equation.outvars, strict=True):
+            source = None if i is None else equation.invars[i]
+            if source is not None and not isinstance(source, Literal) and source in known:
+                known[var] = known[source]
+    return [None if isinstance(var, Literal) else known.get(var) for var in jaxpr.outvars]
 
 
 def join(problem: Problem, carried: list[Any], constants: list[Any]) -> PyTree:
@@ -64,7 +106,8 @@ def join(problem: Problem, carried: list[Any], constants: list[Any]) -> PyTree:
 
 def _advance(problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array) -> Leaves:
     """One step, as a function of what changes."""
-    new = problem.step_fn(join(problem, carried, fixed["constants"]), fixed["metaparams"], t)
+    # Under jit it is traced once, for the step and its VJP: what Python draws in it (it should not) is the same in both.
+    new = jax.jit(problem.step_fn)(join(problem, carried, fixed["constants"]), fixed["metaparams"], t)
     return [x for x, changed in zip(jax.tree.leaves(new), problem.changes, strict=True) if changed]
 
 
@@ -85,11 +128,13 @@ def objective(problem: Problem, carried: Leaves, fixed: PyTree) -> tuple[Any, An
         end = join(problem, merge(state, state_rest), merged["constants"])
         result = problem.objective_fn(end, merged["metaparams"])
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise ValueError(f"objective_fn: got {type(result).__name__}, expected it to return (scalar, aux)")
+            raise ValueError("objective_fn: got no pair, expected it to return (scalar, aux), as in (value, ())")
         return result
 
     (value, aux), (adjoint, gradient) = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(state_in, fixed_in)
-    return value, aux, adjoint, gradient
+    # Summed over all steps in float32 at least: in bfloat16 a long sum stops growing.
+    wide = jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), gradient)
+    return value, aux, adjoint, wide
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
@@ -115,14 +160,33 @@ def initial_vjp(init_fn: Callable[[PyTree], PyTree], metaparams: PyTree, adjoint
     return jax.tree.map(jnp.add, gradient, pull_back(adjoint)[0])
 
 
+def as_metaparams(gradient: PyTree, metaparams: PyTree) -> PyTree:
+    """The gradient in the dtypes of the metaparameters, None where they are not floating point."""
+    floats, _ = split(metaparams)
+    return jax.tree.map(
+        lambda z, g: None if z is None else g.astype(jnp.result_type(z)), floats, gradient, is_leaf=lambda x: x is None
+    )
+
+
 def checksum(leaves: Leaves) -> jax.Array:
-    """A uint32 of all bits: each word times an odd number of its own, so that a change of one word is always seen."""
+    """A uint32 of all bits of all leaves, in their order.
+
+    A change of one 32-bit word is always seen, since each step of mixing is one to one; any other is missed with a
+    chance of about 2**-32.
+    """
     total = jnp.uint32(0)
     for leaf in leaves:
         words = _words(leaf)
-        odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-        total = total * jnp.uint32(0x9E3779B1) + jnp.sum(words * odd, dtype=jnp.uint32)
+        place = _mixed(jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(0x9E3779B1))
+        total = _mixed(total) + jnp.sum(_mixed(words ^ place), dtype=jnp.uint32)
     return total
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """The finaliser of MurmurHash3: one to one, and every bit of the result depends on every bit of x."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def _words(leaf: jax.Array) -> jax.Array:

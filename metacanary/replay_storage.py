@@ -6,7 +6,7 @@ one comes, so that a state that is wanted back at once is not moved, and copies 
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,18 +117,18 @@ class Host(_Away):
 class Disk(_Away):
     """Keeps states in a folder of its own, one file each; a thread writes them while training goes on.
 
-    Files of the same names that a killed process left are overwritten or deleted. They are no checkpoint.
+    Files that a killed process left are deleted; they are no checkpoint. Two processes may not share a folder.
     """
 
     name = "disk"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         super().__init__()
-        self._folder = folder
+        self._folder = Path(folder)
         self._last: Future[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="replay-spill")
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("state_*.npz"):
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for left in self._folder.glob("state_*.npz"):
             left.unlink()
 
     def _put(self, t: int, state: Leaves) -> _Written:
@@ -143,8 +143,12 @@ class Disk(_Away):
             return [store.from_bits(arrays[f"arr_{i}"], like) for i, like in enumerate(kept[1])]
 
     def _forget(self, t: int, kept: _Written) -> None:
-        kept[0].result()
-        self._path(t).unlink()
+        wait([kept[0]])  # an error of the writer has been, or will be, raised where the state is wanted
+        self._path(t).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        super().clear()
+        self._last = None  # with its error, if it had one: the next replay begins anew
 
     def _path(self, t: int) -> Path:
         return self._folder / f"state_{t}.npz"

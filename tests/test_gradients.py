@@ -82,6 +82,27 @@ def test_grad_in_mixed_mode_works_per_example():
     assert_close(found, expected, 1e-5)
 
 
+@pytest.mark.parametrize("microbatch", [None, 2])
+def test_gradients_may_close_over_labels_and_keys_that_are_traced(microbatch):
+    """In microbatches, under vmap, and in a loop within the step."""
+    params, x, labels, v = example("float32")
+    keys = jax.random.split(jax.random.key(0), 3)
+
+    def function(mode):
+        def one(p, x, key):
+            noisy = lambda p, x, y: loss(p, x + 0.1 * jax.random.normal(key, (1, 3)), y, key)  # noqa: E731
+            gradient = gradients.mean_gradient(noisy, p, x, labels, mode=mode, microbatch=microbatch)
+            return jax.tree.map(lambda a, b: a - 0.1 * b, p, gradient)
+
+        def member(p, x, key):
+            return jax.lax.scan(lambda q, k: (one(q, x, k), None), p, jax.random.split(key, 2))[0]
+
+        return lambda p, x: jax.tree.map(lambda g: g.sum(0), jax.vmap(member, (None, None, 0))(p, x, keys))
+
+    found, expected = (pulled_back(function(mode), params, x, v) for mode in ("mixed", "reverse"))
+    assert_close(found, expected, 1e-5)
+
+
 @pytest.mark.parametrize("mode", gradients.MODES)
 def test_mean_gradient_keeps_only_one_microbatch_alive(mode):
     """XLA's account of temporaries: an eighth of the batch at a time takes less than a third of the memory."""
@@ -132,6 +153,10 @@ def test_gradients_refuse_bad_arguments():
     params, x, labels, _ = example("float32")
     with pytest.raises(ValueError, match="mode: got 'forward', expected one of mixed, reverse"):
         gradients.grad(loss, "forward")
+    with pytest.raises(
+        ValueError, match=r"batch: got arrays of shapes \[\(6, 3\), \(5, 2\)\], expected one number of rows"
+    ):
+        gradients.mean_gradient(loss, params, x, labels[:5])
     for microbatch in (0, -2, 4, 12):
         with pytest.raises(ValueError, match=f"microbatch: got {microbatch}, expected a divisor of the 6 rows"):
             gradients.mean_gradient(loss, params, x, labels, microbatch=microbatch)

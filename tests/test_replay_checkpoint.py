@@ -1,5 +1,8 @@
 """A replay that is killed goes on from its checkpoint and ends with the same bits."""
 
+import contextlib
+import itertools
+
 import jax.numpy as jnp
 import pytest
 
@@ -69,18 +72,134 @@ def test_replay_keeps_its_result_in_a_finished_checkpoint(tmp_path):
 
 def test_replay_refuses_a_checkpoint_of_another_replay(tmp_path):
     state, z = toy()
-    options = {"checkpoint": tmp_path, "checkpoint_seconds": 0.0}
-    replay(toy_step, toy_objective, state, z, 5, branching=2, **options)
-    with pytest.raises(ValueError, match=r"checkpoint: .* is of a replay with another branching; delete it"):
-        replay(toy_step, toy_objective, state, z, 5, branching=3, **options)
-    with pytest.raises(ValueError, match="another num_steps"):
-        replay(toy_step, toy_objective, state, z, 4, branching=2, **options)
-    other = {"shift": z["shift"].at[1].add(1e-6)}
-    with pytest.raises(ValueError, match="another inputs"):
-        replay(toy_step, toy_objective, state, other, 5, branching=2, **options)
+    options = {"branching": 2, "checkpoint": tmp_path, "checkpoint_seconds": 0.0}
+    replay(toy_step, toy_objective, state, z, 5, **options)
+    with pytest.raises(ValueError, match="is of a replay with another num_steps"):
+        replay(toy_step, toy_objective, state, z, 4, **options)
+    others = [({**state, "w": -state["w"]}, z), ({**state, "images": state["images"][::-1]}, z)]
+    others += [(state, {"shift": z["shift"].at[1].add(1e-6)}), (state, {"shift": -z["shift"]})]
+    for other_state, other_z in others:
+        with pytest.raises(
+            ValueError, match=r"checkpoint: .* is of a replay with another state or metaparams; use another"
+        ):
+            replay(toy_step, toy_objective, other_state, other_z, 5, **options)
 
 
-@pytest.mark.parametrize("nth", [1, 2, 5, 8])
+def test_replay_refuses_a_checkpoint_of_another_step_or_objective(tmp_path):
+    """Of one that closes over another number, too."""
+
+    def run(rate, target, folder):
+        def step(s, z, t):
+            return s + rate * z
+
+        def objective(s, z):
+            return jnp.square(s - target), ()
+
+        return replay(step, objective, jnp.float32(1), jnp.float32(1), 4, branching=2, checkpoint=folder)
+
+    assert float(run(0.1, 0.0, tmp_path).value) == pytest.approx(1.4**2)
+    assert float(run(0.1, 0.0, tmp_path).value) == pytest.approx(1.4**2)  # other function objects, the same functions
+    for other in ((0.5, 0.0), (0.1, 1.0)):
+        with pytest.raises(ValueError, match="another step_fn or objective_fn"):
+            run(*other, tmp_path)
+
+
+def test_replay_goes_on_in_the_order_of_its_checkpoint(tmp_path):
+    """A plan that was made anew may have another branching, which changes no bit."""
+    state, z = toy()
+    expected = replay(toy_step, toy_objective, state, z, 9, branching=2)
+    done = []
+
+    def killing(phase, t):
+        done.append(t)
+        if len(done) == 14:
+            raise Killed
+
+    options = {"checkpoint": tmp_path / "replay", "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        replay(toy_step, toy_objective, state, z, 9, branching=2, **options, on_step=killing)
+    again = []
+    result = replay(
+        toy_step, toy_objective, state, z, 9, branching=9, **options, on_step=lambda *step: again.append(step)
+    )
+    assert len(again) < 18
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+
+
+def test_replay_ignores_what_a_kill_before_the_first_position_left(tmp_path, monkeypatch):
+    """Held states of unknown origin must not become those of another replay."""
+    state, z = toy()
+    other = {**state, "w": state["w"] + 1}
+    expected = replay(toy_step, toy_objective, other, z, 9, branching=9)
+    folder, write = tmp_path / "replay", store.write_tree
+
+    def dying(path, tree, provenance):
+        if path.name == "position.npz":
+            raise Killed
+        write(path, tree, provenance)
+
+    monkeypatch.setattr(store, "write_tree", dying)
+    options = {"branching": 9, "checkpoint": folder, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        replay(toy_step, toy_objective, state, z, 9, **options)
+    monkeypatch.undo()
+    assert list(folder.glob("held_*.npz"))
+    (folder / ".held_3.npz.1.ab.tmp").write_bytes(b"half")
+    done = []
+
+    def killing(phase, t):
+        done.append(t)
+        if len(done) == 14:
+            raise Killed
+
+    with pytest.raises(Killed):
+        replay(toy_step, toy_objective, other, z, 9, **options, on_step=killing)
+    result = replay(toy_step, toy_objective, other, z, 9, **options)
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+    assert [path.name for path in folder.iterdir()] == ["position.npz"]
+
+
+def test_replay_refuses_a_damaged_checkpoint(tmp_path):
+    state, z = toy()
+    replay(toy_step, toy_objective, state, z, 5, branching=2, checkpoint=tmp_path)
+    (tmp_path / "position.npz").write_bytes(b"PK" + b"0" * 100)
+    with pytest.raises(ValueError, match=r"checkpoint: .*position.npz is damaged .*; delete its folder"):
+        replay(toy_step, toy_objective, state, z, 5, branching=2, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("kill_at", range(4, 26, 3))
+def test_replay_writes_a_checkpoint_when_its_time_has_come(tmp_path, monkeypatch, kill_at):
+    """Every third action or so, by a clock that ticks once a look; what is repeated is less than that."""
+    state, z = toy()
+    steps = []
+    expected = replay(toy_step, toy_objective, state, z, 9, branching=3, on_step=lambda *step: steps.append(step))
+    clock = itertools.count()
+    monkeypatch.setattr("metacanary.metagradient.time.monotonic", lambda: next(clock))
+    positions, write = [], store.write_tree
+
+    def counting(path, tree, provenance):
+        positions.append(path.name == "position.npz")
+        write(path, tree, provenance)
+
+    monkeypatch.setattr(store, "write_tree", counting)
+    options = {"branching": 3, "checkpoint": tmp_path / "replay", "checkpoint_seconds": 3.0}
+    done = []
+
+    def killing(phase, t):
+        done.append(t)
+        if len(done) == kill_at:
+            raise Killed
+
+    with contextlib.suppress(Killed):
+        replay(toy_step, toy_objective, state, z, 9, **options, on_step=killing)
+    again = []
+    result = replay(toy_step, toy_objective, state, z, 9, **options, on_step=lambda *step: again.append(step))
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+    assert len(steps) <= len(done) + len(again) <= len(steps) + 5
+    assert sum(positions) <= len(steps) / 2 + 2
+
+
+@pytest.mark.parametrize("nth", range(1, 34, 2))
 def test_replay_survives_a_kill_while_it_writes_a_checkpoint(tmp_path, monkeypatch, nth):
     state, z = toy()
     options = {"branching": 2, "checkpoint": tmp_path / "replay", "checkpoint_seconds": 0.0}

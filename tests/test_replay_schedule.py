@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -121,13 +122,13 @@ def test_held_after_lists_the_stack():
 
 
 @pytest.mark.parametrize("budget", [2000, 2500, 6000, 21_000, 10**9])
-@pytest.mark.parametrize("num_steps", [10, 200])
+@pytest.mark.parametrize("num_steps", [10, 200, 24, 99])
 def test_plan_keeps_to_its_budget_and_is_the_fastest_that_does(num_steps, budget):
     found = plan(num_steps, COSTS, {"device": budget})
     assert found.device_bytes == 1000 + found.held_bytes <= budget
     assert (found.states_held, found.step_calls) == work(num_steps, found.branching)[:2]
     assert found.seconds == pytest.approx(found.step_calls + 2.5 * num_steps)
-    fitting = [k for k in range(2, num_steps + 1) if 1000 + 100 * work(num_steps, k).states_held <= budget]
+    fitting = [k for k in range(2, num_steps + 2) if 1000 + 100 * work(num_steps, k).states_held <= budget]
     assert found.step_calls == min(work(num_steps, k).step_calls for k in fitting)
 
 
@@ -136,14 +137,46 @@ def test_plan_moves_states_where_that_is_faster():
     with_host = plan(1000, COSTS, {"device": 3000, "host": 10**6})
     assert (on_device.storage, with_host.storage) == ("device", "host")
     assert with_host.seconds < on_device.seconds
-    assert with_host.device_bytes == 1000 + 2 * 100  # two states are on their way
+    assert with_host.device_bytes == 1000 + 3 * 100  # the newest, one on its way, the current one
     assert with_host.branching == 1000  # it stores all
     slow_disk = plan(1000, COSTS, {"device": 3000, "disk": 10**6})
     assert slow_disk.storage == "device"  # a transfer takes as long as two steps
 
 
+def test_plan_is_the_fastest_of_all_branchings():
+    """Also where T is just below a square: (T, states) -> the least calls."""
+    for num_steps in (8, 24, 48, 99, 624):
+        free = replace(COSTS, working_bytes=0)
+        for states in (4, 10, 30):
+            options = [work(num_steps, k) for k in range(2, num_steps + 1)]
+            fitting = [found.step_calls for found in options if found.states_held <= states]
+            if fitting:
+                assert plan(num_steps, free, {"device": states * 100}).step_calls == min(fitting)
+
+
+def test_plan_prefers_fewer_states_and_the_device():
+    """Of equally fast ones: 3 steps need 3 states however wide the tree; free transfers change nothing."""
+    free = replace(COSTS, transfer_seconds={"host": 0.0, "disk": 0.0})
+    found = plan(7, free, {"device": 10**6, "host": 10**6, "disk": 10**6})
+    assert (found.storage, found.states_held, found.branching) == ("device", 7, 7)
+    equal = [k for k in range(2, 200) if work(100, k).step_calls == work(100, 34).step_calls]
+    budget = {"device": 1000 + 100 * max(work(100, k).states_held for k in equal)}
+    fastest = plan(100, COSTS, budget)
+    assert fastest.states_held == min(
+        work(100, k).states_held for k in equal if work(100, k).step_calls == fastest.step_calls
+    )
+
+
+def test_plan_away_from_the_device_needs_room_for_what_is_on_its_way():
+    assert plan(64, COSTS, {"device": 1300, "host": 10**6}).storage == "host"
+    with pytest.raises(ValueError, match="budget: got"):
+        plan(64, COSTS, {"device": 1299, "host": 10**6})
+
+
 def test_plan_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"budget: got {'device': 1500} bytes, expected at least 2000 on the device"):
+    with pytest.raises(
+        ValueError, match=r"budget: got {'device': 1500} bytes, expected at least 2000 on the device, or 1300 there"
+    ):
         plan(512, COSTS, {"device": 1500})
     assert plan(512, COSTS, {"device": 2000}).branching == 2
     with pytest.raises(ValueError, match="budget: got"):
@@ -163,8 +196,8 @@ def test_plan_refuses_unknown_storages():
 def test_plan_prints_what_it_will_cost():
     text = str(plan(200, COSTS, {"device": 4000}))
     assert text == (
-        "200 steps, branching 20: holds 29 states (0.0 MiB, device), 371 step calls (1.85 trainings), "
-        "device peak about 0 MiB, about 871 s"
+        "200 steps, branching 20: holds 29 states (2.83 KiB, device), 371 step calls (1.85 trainings), "
+        "device peak about 3.81 KiB, about 871 s"
     )
 
 

@@ -47,7 +47,7 @@ def test_prepare_gives_equal_problems_for_equal_arguments():
 
 
 def test_prepare_refuses_a_step_of_another_structure():
-    with pytest.raises(ValueError, match=r"step_fn: got PyTreeDef.*expected it to return the state's structure"):
+    with pytest.raises(ValueError, match=r"got dict without \[\"\['count'\]\".*\] and with nothing added, expected"):
         replay_step.prepare(lambda s, z, t: {"w": s["w"]}, objective, STATE, jnp.float32(1))
 
 
@@ -88,3 +88,64 @@ def test_checksum_of_float64_sees_both_words():
         one = int(replay_step.checksum([jnp.float64(1.0)]))
         assert one != int(replay_step.checksum([jnp.nextafter(jnp.float64(1.0), 2.0)]))
         assert one != int(replay_step.checksum([jnp.float64(-1.0)]))
+
+
+def test_checksum_sees_what_cancels_in_a_plain_sum():
+    """Turned signs, moved ones, exchanged bits: changes of high bits at several places."""
+    w = jnp.arange(1.0, 9.0)
+    eye = jnp.eye(512)
+    pairs = [
+        ([w], [-w]),
+        ([eye[0]], [eye[256]]),
+        ([jnp.array([True, False, False, True])], [jnp.array([False, True, True, False])]),
+        ([w[:4], w[4:]], [w[:2], w[2:]]),
+    ]
+    for first, second in pairs[:3]:
+        assert int(replay_step.checksum(first)) != int(replay_step.checksum(second))
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(3000):  # four of 1,000 numbers times 2, 1/2, -1, -1
+        x = np.ones(1000, np.float32)
+        x[rng.choice(1000, 4, replace=False)] *= np.float32([2, 0.5, -1, -1])
+        seen.add((x.tobytes(), int(CHECKSUM([jnp.asarray(x)]))))
+    assert len({found for _, found in seen}) == len({given for given, _ in seen})
+
+
+CHECKSUM = jax.jit(replay_step.checksum)
+
+
+def test_prepare_sees_constants_through_inner_jits():
+    """A step that the user has jitted or rematerialised already."""
+
+    def inner(state, z, t):
+        return jax.jit(step)(state, z, t)
+
+    for wrapped in (jax.jit(step), jax.checkpoint(step), jax.jit(inner), jax.jit(jax.checkpoint(inner))):
+        problem, carried, _ = replay_step.prepare(wrapped, objective, STATE, jnp.float32(2))
+        assert problem.changes == (True, False, False, True)  # count, images, target, w
+        assert len(carried) == 2
+
+
+def test_prepare_sees_a_swap_within_an_inner_jit():
+    swap = jax.jit(lambda s, z, t: {"a": s["b"], "b": s["a"], "c": s["c"]})
+    state = {"a": jnp.ones(2), "b": jnp.zeros(2), "c": jnp.zeros(2)}
+    assert replay_step.prepare(swap, objective, state, jnp.float32(1))[0].changes == (True, True, False)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda w: w.astype(jnp.bfloat16), r"step_fn: got bfloat16 \[2\] at state\['w'\], expected .* float32 \[2\]"),
+        (lambda w: jnp.concatenate([w, w]), r"step_fn: got float32 \[4\] at state\['w'\]"),
+    ],
+)
+def test_prepare_refuses_a_step_of_another_dtype_or_shape(returned, message):
+    with pytest.raises(ValueError, match=message):
+        replay_step.prepare(lambda s, z, t: {**s, "w": returned(s["w"])}, objective, STATE, jnp.float32(1))
+
+
+def test_prepare_takes_python_numbers_and_numpy_arrays():
+    state = {"w": 1.5, "v": np.ones(2, np.float32)}
+    _, carried, fixed = replay_step.prepare(
+        lambda s, z, t: {"w": s["w"] * z, "v": s["v"] + s["w"]}, lambda s, z: (s["w"], ()), state, 0.5
+    )
+    assert all(isinstance(x, jax.Array) and not x.weak_type for x in (*carried, fixed["metaparams"]))

@@ -103,3 +103,17 @@ def test_disk_raises_the_error_of_its_writer(tmp_path):
     storage.hold(1, state_of(1))
     with pytest.raises(FileNotFoundError):
         storage.hold(2, state_of(2))
+
+
+def test_disk_is_usable_after_an_error(tmp_path):
+    storage = Disk(tmp_path / "spill")
+    (tmp_path / "spill").rmdir()
+    storage.hold(0, state_of(0))
+    storage.hold(1, state_of(1))
+    with pytest.raises(FileNotFoundError):
+        storage.hold(2, state_of(2))
+    storage.clear()
+    (tmp_path / "spill").mkdir()
+    storage.hold(0, state_of(0))
+    storage.hold(1, state_of(1))
+    assert_same_bits(storage.take(0), state_of(0))
