@@ -20,6 +20,10 @@ PUBLISHED = (
     *("tables/table1.csv", "tables/table1.md", "tables/table2.csv", "tables/table2.md"),
     *("figures/figure1.png", "figures/figure2.png"),
 )
+METASMOOTHNESS = (
+    *("tables/metasmoothness.csv", "tables/metasmoothness.provenance.json", "tables/metasmoothness.md"),
+    "figures/metasmoothness.png",
+)
 START, END = "<!-- results: made by `make publish`, not by hand -->", "<!-- end of results -->"
 
 
@@ -35,15 +39,25 @@ def publish(results: Path, docs: Path, readme: Path) -> None:
       ValueError: a file of PUBLISHED is missing, results come from more than one state of a script's code, or the
         README lacks the two lines.
     """
-    missing = [name for name in PUBLISHED if not (results / name).exists()]
+    _copy(results, docs, PUBLISHED)
+    store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
+
+
+def publish_metasmoothness(results: Path, docs: Path) -> None:
+    """Copy the published files of an experiment on metasmoothness, which has no audits; otherwise as `publish`."""
+    _copy(results, docs, METASMOOTHNESS)
+
+
+def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
+    """Copy files, the first of which is a table that all others come from, and say how they were made."""
+    missing = [name for name in names if not (results / name).exists()]
     if missing:
         raise ValueError(f"results: {results} lacks {', '.join(missing)}; run the workflow to its end first")
-    made_on = _made_on(results)
+    made_on = _made_on(results, results / names[0])
     docs.mkdir(parents=True, exist_ok=True)
-    for name in PUBLISHED:
+    for name in names:
         shutil.copyfile(results / name, docs / Path(name).name)
     store.write_json(docs / "made_on.json", made_on)
-    store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
 
 
 def with_tables(text: str, docs: Path) -> str:
@@ -56,9 +70,9 @@ def with_tables(text: str, docs: Path) -> str:
     return "\n\n".join([before + start, *tables, end + after])
 
 
-def _made_on(results: Path) -> dict[str, Any]:
+def _made_on(results: Path, table: Path) -> dict[str, Any]:
     """Device, versions, digests, and the time and memory of the jobs from Snakemake's benchmarks."""
-    provenance = store.read_provenance(results / "summary" / "epsilon.csv")
+    provenance = store.read_provenance(table)
     jobs = list(_benchmarks(results / "benchmarks"))
     seconds: dict[str, float] = {}
     for rule, job in jobs:
@@ -108,7 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=None, help="default: docs/results/<name of results>")
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     chosen = parser.parse_args(arguments)
-    publish(chosen.results, chosen.docs or Path("docs/results", chosen.results.name), chosen.readme)
+    docs = chosen.docs or Path("docs/results", chosen.results.name)
+    if (chosen.results / METASMOOTHNESS[0]).exists() and not (chosen.results / PUBLISHED[0]).exists():
+        publish_metasmoothness(chosen.results, docs)
+    else:
+        publish(chosen.results, docs, chosen.readme)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def join(problem: Problem, carried: list[Any], constants: list[Any]) -> PyTree:
 
 def _advance(problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array) -> Leaves:
     """One step, as a function of what changes."""
-    # Under jit it is traced once, for the step and its VJP: what Python draws in it (it should not) is the same in both.
+    # Under jit it is traced once, for the step and its VJP: what Python draws in it (it should not) is then the same.
     new = jax.jit(problem.step_fn)(join(problem, carried, fixed["constants"]), fixed["metaparams"], t)
     return [x for x, changed in zip(jax.tree.leaves(new), problem.changes, strict=True) if changed]
 

@@ -395,6 +395,21 @@ def test_replay_of_a_state_from_metaparameters_differentiates_what_stays_constan
     assert float(result.gradient["target"]) == pytest.approx(0.125 * 4 * 2 * 1.5 * 3)
 
 
+def test_replay_leaves_nothing_in_a_storage_after_an_error(tmp_path):
+    def stop(phase, t):
+        if (phase, t) == ("backward", 6):
+            raise KeyboardInterrupt
+
+    state, z = toy()
+    storage = Disk(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        replay(toy_step, toy_objective, state, z, 9, branching=9, storage=storage, on_step=stop)
+    assert list(tmp_path.iterdir()) == []
+    expected = replay(toy_step, toy_objective, state, z, 9, branching=9).gradient["shift"]
+    found = replay(toy_step, toy_objective, state, z, 9, branching=9, storage=storage).gradient["shift"]
+    assert found.tobytes() == expected.tobytes()
+
+
 def backends():
     """A parameter for each backend that a test would like to see."""
     return [pytest.param("cpu"), pytest.param("gpu", marks=pytest.mark.gpu)]
