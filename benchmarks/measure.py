@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--setting", default="digits", choices=problem.SETTINGS)
     parser.add_argument("--num-steps", type=int, required=True)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--repeat-below", type=float, default=20.0)
+    parser.add_argument("--repeat-below", type=float, default=8.0)
     parser.add_argument("--problem", type=Path, required=True, help="what `problem.save` wrote")
     parser.add_argument("--gradient", type=Path, required=True, help="file to write")
     args = parser.parse_args()

@@ -34,7 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results" / "metagradient.csv"
 REFERENCE = "metacanary_all"
 """Whose gradient the others' are held against; it comes first."""
-OURS = ("metacanary_sqrt", "metacanary_tree8", "metacanary_tree2", "metacanary_sqrt_host", "metacanary_sqrt_disk")
+OURS = (
+    *("metacanary_sqrt", "metacanary_tree16", "metacanary_tree8", "metacanary_tree2"),
+    *("metacanary_sqrt_host", "metacanary_sqrt_disk"),
+)
 JAX = ("jax_scan", "jax_scan_checkpoint", "jax_scan_nested", "jax_scan_nested_mixed")
 PEERS = ("equinox_sqrt", "equinox_log", "bergson_sqrt", "torch_unrolled", "torch_checkpoint")
 OPTIONAL = ("bergson_log", "bergson_all")
@@ -210,7 +213,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, nargs="+", default=NUM_STEPS)
     parser.add_argument("--contenders", nargs="+", choices=(REFERENCE, *OURS, *JAX, *PEERS, *OPTIONAL))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--repeat-below", type=float, default=20.0, help="seconds; what takes longer is timed once")
+    parser.add_argument("--repeat-below", type=float, default=8.0, help="seconds; what takes longer is timed once")
     parser.add_argument("--limit-gib", type=float, default=8.0)
     parser.add_argument("--limit-seconds", type=float, default=180.0)
     parser.add_argument("--quick", action="store_true", help="T = 20, each contender once")

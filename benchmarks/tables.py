@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md from the CSV files in benchmarks/results.
+"""Writes the tables of benchmarks/README.md and docs/metagradients.md from the CSV files in benchmarks/results.
 
 python -m benchmarks.tables
 """
@@ -14,6 +14,19 @@ from benchmarks import metagradient, paper_cost, step_vjp
 from metacanary import store
 
 README = Path(__file__).resolve().parent / "README.md"
+GUIDE = README.parent.parent / "docs" / "metagradients.md"
+NAMED = {
+    "metacanary_all": "all states held",
+    "metacanary_sqrt": "about 2 sqrt(T)",
+    "metacanary_tree16": "branching 16",
+    "metacanary_tree2": "branching 2",
+    "jax_scan_checkpoint": "`jax.grad` through `lax.scan`, `jax.checkpoint` on the step",
+    "jax_scan_nested": "the same, a scan of scans",
+    "jax_scan": "`jax.grad` through `lax.scan`",
+    "equinox_sqrt": "Equinox's checkpointed scan",
+    "bergson_sqrt": "bergson (PyTorch)",
+}
+"""What the guide's table shows."""
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -79,6 +92,29 @@ def sections(sweep: pd.DataFrame, projected: pd.DataFrame, measured: pd.DataFram
     return {"metagradient": "\n\n".join(parts), "paper_cost": markdown(chosen), "step_vjp": modes(measured)}
 
 
+def cost(sweep: pd.DataFrame) -> str:
+    """The guide's table: each contender of NAMED at the largest T that was run on a CPU."""
+    part = sweep[(sweep["setting"] == "digits") & (sweep["device"] == "cpu")]
+    last = part[part["num_steps"] == part["num_steps"].max()].set_index("contender").reindex(NAMED)
+
+    def cell(column: str, digits: int) -> list[str]:
+        pairs = zip(last[column], last["status"], strict=True)
+        return [f"{value:.{digits}f}" if status == "ok" else f"too much {status}" for value, status in pairs]
+
+    table = pd.DataFrame(
+        {
+            "way": [*NAMED.values()],
+            "states held": last["states_held"].map("{:.0f}".format).to_list(),
+            "seconds": cell("metagradient_seconds", 1),
+            "plain trainings": cell("ratio", 2),
+            "MiB": cell("memory_mib", 0),
+        }
+    )
+    steps = part["num_steps"].max()
+    text = f"One metagradient by the pixels of 100 canaries through T = {steps} steps of the demo's network. {described(part)}"
+    return f"{text}\n\n{markdown(table.replace('nan', '—'))}"
+
+
 def filled(readme: str, generated: dict[str, str]) -> str:
     """The README with its generated parts replaced."""
     for name, text in generated.items():
@@ -92,9 +128,10 @@ def filled(readme: str, generated: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Fill in the README."""
-    generated = sections(*(pd.read_csv(module.RESULTS) for module in (metagradient, paper_cost, step_vjp)))
-    store.write_text(README, filled(README.read_text(encoding="utf-8"), generated))
+    """Fill in the README and the guide."""
+    results = [pd.read_csv(module.RESULTS) for module in (metagradient, paper_cost, step_vjp)]
+    for path, generated in ((README, sections(*results)), (GUIDE, {"cost": cost(results[0])})):
+        store.write_text(path, filled(path.read_text(encoding="utf-8"), generated))
 
 
 if __name__ == "__main__":

@@ -150,6 +150,8 @@ def test_readme_holds_the_committed_results():
     generated = tables.sections(*map(pd.read_csv, paths))
     readme = tables.README.read_text(encoding="utf-8")
     assert tables.filled(readme, generated) == readme, "run `python -m benchmarks.tables`"
+    guide = tables.GUIDE.read_text(encoding="utf-8")
+    assert tables.filled(guide, {"cost": tables.cost(pd.read_csv(paths[0]))}) == guide
 
 
 def test_committed_gradients_agree():
@@ -182,3 +184,12 @@ def test_step_vjp_measures_every_alternative(monkeypatch):
     assert (measured[["gradient_ms", "pull_back_ms", "temporaries_mib"]] > 0).all(axis=None)
     described = measured.assign(turns=1, processor="a CPU", jax="1", date="today")
     assert tables.modes(described).count("\n| convnet widths (2,) | 4 |") == 2
+
+
+def test_metagradients_cost_what_was_aimed_at():
+    """Of the committed sweep: seconds per metagradient over seconds of plain training, states on the device."""
+    sweep = pd.read_csv(metagradient.RESULTS)
+    done = sweep[(sweep["status"] == "ok") & (sweep["setting"] == "digits") & (sweep["device"] == "cpu")]
+    ratio = done.pivot(index="contender", columns="num_steps", values="ratio")
+    assert (ratio.loc["metacanary_sqrt"] <= 4.5).all()
+    assert (ratio.loc["metacanary_tree16"] <= 6.0).all()
