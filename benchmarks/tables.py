@@ -111,8 +111,8 @@ def cost(sweep: pd.DataFrame) -> str:
         }
     )
     steps = part["num_steps"].max()
-    text = f"One metagradient by the pixels of 100 canaries through T = {steps} steps of the demo's network. {described(part)}"
-    return f"{text}\n\n{markdown(table.replace('nan', '—'))}"
+    what = f"One metagradient by the pixels of 100 canaries through T = {steps} steps of the demo's network."
+    return f"{what} {described(part)}\n\n{markdown(table.replace('nan', '—'))}"
 
 
 def filled(readme: str, generated: dict[str, str]) -> str:
