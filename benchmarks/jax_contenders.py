@@ -147,7 +147,6 @@ def doubled_log(num_steps: int) -> int:
 CONTENDERS: dict[str, Callable[[Problem], Contender]] = {
     "metacanary_all": partial(replay, branching=lambda steps: steps),
     "metacanary_sqrt": partial(replay, branching=sqrt),
-    "metacanary_tree16": partial(replay, branching=lambda steps: 16),
     "metacanary_tree8": partial(replay, branching=lambda steps: 8),
     "metacanary_tree2": partial(replay, branching=lambda steps: 2),
     "metacanary_sqrt_host": partial(replay, branching=sqrt, storage="host"),

@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "metagradient.csv"
 REFERENCE = "metacanary_all"
 """Whose gradient the others' are held against; it comes first."""
 OURS = (
-    *("metacanary_sqrt", "metacanary_tree16", "metacanary_tree8", "metacanary_tree2"),
+    *("metacanary_sqrt", "metacanary_tree8", "metacanary_tree2"),
     *("metacanary_sqrt_host", "metacanary_sqrt_disk"),
 )
 JAX = ("jax_scan", "jax_scan_checkpoint", "jax_scan_nested", "jax_scan_nested_mixed")

@@ -18,7 +18,7 @@ GUIDE = README.parent.parent / "docs" / "metagradients.md"
 NAMED = {
     "metacanary_all": "all states held",
     "metacanary_sqrt": "about 2 sqrt(T)",
-    "metacanary_tree16": "branching 16",
+    "metacanary_tree8": "branching 8",
     "metacanary_tree2": "branching 2",
     "jax_scan_checkpoint": "`jax.grad` through `lax.scan`, `jax.checkpoint` on the step",
     "jax_scan_nested": "the same, a scan of scans",
@@ -93,9 +93,11 @@ def sections(sweep: pd.DataFrame, projected: pd.DataFrame, measured: pd.DataFram
 
 
 def cost(sweep: pd.DataFrame) -> str:
-    """The guide's table: each contender of NAMED at the largest T that was run on a CPU."""
-    part = sweep[(sweep["setting"] == "digits") & (sweep["device"] == "cpu")]
-    last = part[part["num_steps"] == part["num_steps"].max()].set_index("contender").reindex(NAMED)
+    """The guide's table: the contenders of NAMED at the largest T that all of them met, on a CPU."""
+    part = sweep[(sweep["setting"] == "digits") & (sweep["device"] == "cpu") & sweep["contender"].isin(NAMED)]
+    met = part.groupby("num_steps")["contender"].nunique()
+    steps = met[met == len(NAMED)].index.max()
+    last = part[part["num_steps"] == steps].set_index("contender").reindex(NAMED)
 
     def cell(column: str, digits: int) -> list[str]:
         pairs = zip(last[column], last["status"], strict=True)
@@ -104,15 +106,14 @@ def cost(sweep: pd.DataFrame) -> str:
     table = pd.DataFrame(
         {
             "way": [*NAMED.values()],
-            "states held": last["states_held"].map("{:.0f}".format).to_list(),
+            "states held": last["states_held"].map("{:.0f}".format).replace("nan", "—").to_list(),
             "seconds": cell("metagradient_seconds", 1),
             "plain trainings": cell("ratio", 2),
             "MiB": cell("memory_mib", 0),
         }
     )
-    steps = part["num_steps"].max()
     what = f"One metagradient by the pixels of 100 canaries through T = {steps} steps of the demo's network."
-    return f"{what} {described(part)}\n\n{markdown(table.replace('nan', '—'))}"
+    return f"{what} {described(part)}\n\n{markdown(table)}"
 
 
 def filled(readme: str, generated: dict[str, str]) -> str:
