@@ -33,7 +33,7 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[int, int, int], list[tuple[int, 
     ("convnet", {"widths": (8, 16)}, (16, 16, 1), [(100, None), (400, None), (400, 50)]),
     ("convnet", {"widths": (16, 32)}, (16, 16, 1), [(100, None)]),
     ("convnet", {"widths": (16, 32), "group_norm": 4}, (16, 16, 1), [(100, None)]),
-    ("resnet9", {"width": 0.25}, (32, 32, 3), [(50, None), (50, 10)]),
+    ("resnet9", {"width": 0.25}, (32, 32, 3), [(20, None)]),
 ]
 
 
