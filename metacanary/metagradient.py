@@ -18,9 +18,9 @@ docs/metagradients.md is the guide for a project of your own.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+import timeit
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,15 +29,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanary import replay_step, store
-from metacanary.replay_checkpoint import ReplayCheckpoint
-from metacanary.replay_schedule import Costs, actions
+from metacanary import replay_step
+from metacanary.replay_checkpoint import ReplayCheckpoint, identity
+from metacanary.replay_schedule import Costs, actions, check_tree
 from metacanary.replay_step import ObjectiveFn, StepFn
 from metacanary.replay_storage import Device, Leaves, Storage
 
 PyTree = Any
 LOOK_EVERY = 64
 """Repeated steps between two comparisons with their first run; each waits for the device."""
+_POSITION = ("current", "value", "aux", "adjoint", "gradient")  # of a run, what a checkpoint keeps as it is
 
 
 class Replay(NamedTuple):
@@ -109,24 +110,27 @@ def replay(
       Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding. Its
       bits depend neither on branching nor on storage.
       Memory and work: those of `replay_schedule.work`; one VJP a step.
-      Deterministic: every state that is recomputed is compared with the first one by a checksum of all its bits; a
-      change of a single number is always seen, any other with probability 1 - 2**-32.
-      Resume: a replay that was killed and is called again with the same arguments ends with the same bits.
+      Deterministic: what a repeated step returns is compared with what its first run returned by
+      `replay_step.checksum`, which misses a difference with a chance of about 2**-32.
+      Resume: a replay that was killed and is called again with the same arguments, JAX version and XLA_FLAGS on the
+      same kind of device ends with the same bits; what differs in these is refused, but that another model of CPU
+      is not seen. `storage` and `branching` may be others: the checkpoint's branching is gone on with.
 
     References:
       arXiv 2503.13751, Section 2 (REPLAY, the lazy k-ary tree).
     """
-    order = list(actions(num_steps, branching))
+    check_tree(num_steps, branching)
     problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
+    files = None
+    if checkpoint is not None:
+        files = ReplayCheckpoint(checkpoint, identity(problem, num_steps, carried, fixed))
+        branching = files.branching(branching)
+    order = list(actions(num_steps, branching))
     run = _Run(problem, carried, fixed, num_steps, storage or Device(), on_step)
-    files, begun, written = None, 0, time.monotonic()
+    del carried  # s[0] is held, or not, as any other state
+    written = time.monotonic()
     try:
-        if checkpoint is not None:
-            files = ReplayCheckpoint(checkpoint, _identity(problem, num_steps, carried, fixed))
-            branching = files.branching(branching)
-            order = list(actions(num_steps, branching))
-            begun = files.load(order, run)
-        del carried  # s[0] is held, or not, as any other state
+        begun = files.load(order, run) if files else 0
         for done, action in enumerate(order[begun:], start=begun + 1):
             getattr(run, action.name)(action.t)
             if files and (done == len(order) or time.monotonic() - written > checkpoint_seconds):
@@ -156,12 +160,12 @@ def measure(
       repeats: calls timed; the median counts.
 
     Returns:
-      Costs; its working_bytes are XLA's own account of the step's VJP.
+      Costs; its working_bytes are XLA's own account of the step's VJP or of the objective with its derivatives,
+      whichever takes more, and one state beside it.
     """
     problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
     t = np.int32(0)
-    _, _, adjoint, gradient = replay_step.objective(problem, carried, fixed)
-    pulled = (adjoint, gradient)
+    pulled = replay_step.objective(problem, carried, fixed)[2:]  # the adjoint and the gradient
 
     def pull() -> PyTree:
         nonlocal pulled
@@ -174,17 +178,16 @@ def measure(
         jax.block_until_ready(storage.take(0))
         storage.clear()
 
-    calls = [
-        replay_step.step_vjp.lower(problem, carried, fixed, t, adjoint, gradient),
-        replay_step.objective.lower(problem, carried, fixed),
-    ]
-    analyses: list[Any] = [call.compile().memory_analysis() for call in calls]
+    step_vjp = replay_step.step_vjp.lower(problem, carried, fixed, t, *pulled)
+    objective = replay_step.objective.lower(problem, carried, fixed)
+    analyses: list[Any] = [call.compile().memory_analysis() for call in (step_vjp, objective)]
     working = max(x.temp_size_in_bytes + x.argument_size_in_bytes + x.output_size_in_bytes for x in analyses)
+    state_bytes = sum(x.size * x.dtype.itemsize for x in carried)
     return Costs(
         step_seconds=_median_seconds(lambda: replay_step.step(problem, carried, fixed, t), repeats),
         vjp_seconds=_median_seconds(pull, repeats),
-        state_bytes=_num_bytes(carried),
-        working_bytes=int(working + _num_bytes(carried)),
+        state_bytes=state_bytes,
+        working_bytes=int(working + state_bytes),
         transfer_seconds={s.name: _median_seconds(partial(transfer, s), repeats) / 2 for s in storages},
     )
 
@@ -229,9 +232,8 @@ class _Run:
         self._notify("forward", t)
 
     def objective(self, t: int) -> None:
-        self.value, self.aux, self.adjoint, self.gradient = replay_step.objective(
-            self.problem, self.current, self.fixed
-        )
+        end = replay_step.objective(self.problem, self.current, self.fixed)
+        self.value, self.aux, self.adjoint, self.gradient = end
         if not bool(jnp.isfinite(self.value)):
             raise FloatingPointError(self._first_non_finite())
 
@@ -240,6 +242,21 @@ class _Run:
             self.problem, self.current, self.fixed, np.int32(t), self.adjoint, self.gradient
         )
         self._notify("backward", t)
+
+    def position(self) -> dict[str, Any]:
+        """All but the states it holds, as a tree whose shapes do not depend on where it stands."""
+        checksums = np.zeros(self.num_steps, np.uint32)
+        checksums[: len(self.checksums)] = [int(x) for x in self.checksums]
+        now = {name: getattr(self, name) for name in _POSITION}
+        return {**now, "first_runs": len(self.checksums), "checksums": checksums}
+
+    def restore(self, position: dict[str, Any], held: Iterable[tuple[int, Leaves]]) -> None:
+        """Stand where `position` was taken, with these states held, each with its number, from the stack's bottom."""
+        for name in _POSITION:
+            setattr(self, name, position[name])
+        self.checksums = list(position["checksums"][: position["first_runs"]])
+        for t, state in held:
+            self.storage.hold(t, state)
 
     def require_deterministic(self) -> None:
         """Compare the steps repeated since the last look with their first run."""
@@ -276,34 +293,7 @@ class _Run:
         return Replay(self.value, self.aux, replay_step.as_metaparams(gradient, metaparams))
 
 
-def _identity(problem: replay_step.Problem, num_steps: int, carried: Leaves, fixed: PyTree) -> dict[str, Any]:
-    """What a checkpoint belongs to: the compiled functions, a checksum of all that goes in, what computes."""
-    leaves, structure = jax.tree.flatten((carried, fixed))
-    given = [str(structure), *(f"{x.dtype}{x.shape}" for x in leaves), int(jax.jit(replay_step.checksum)(leaves))]
-    texts = [replay_step.step.lower(problem, carried, fixed, np.int32(0)).as_text()]
-    texts += [replay_step.objective.lower(problem, carried, fixed).as_text()]
-    device = jax.tree.leaves(carried)[0].devices() if carried else jax.devices()[:1]
-    computed_by = [jax.__version__, *sorted(f"{d.platform} {d.device_kind}" for d in device)]
-    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NPROC")]
-    return {
-        "num_steps": num_steps,
-        "state or metaparams": store.digest(given),
-        "step_fn or objective_fn": store.digest(texts),
-        "device or version": store.digest([computed_by, flags]),
-    }
-
-
-def _num_bytes(leaves: Leaves) -> int:
-    """Memory that arrays take."""
-    return sum(x.size * x.dtype.itemsize for x in leaves)
-
-
 def _median_seconds(function: Callable[[], Any], repeats: int) -> float:
     """The median time of a call, after one that is not counted."""
-    jax.block_until_ready(function())
-    found = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(function())
-        found.append(time.perf_counter() - began)
-    return float(np.median(found))
+    seconds = timeit.repeat(lambda: jax.block_until_ready(function()), number=1, repeat=1 + repeats)
+    return float(np.median(seconds[1:]))

@@ -4,7 +4,6 @@ It joins the measurements of `metasmoothness` and the histories of `optimization
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -128,47 +127,17 @@ def note(table: pd.DataFrame) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Writes the table as an aligned Markdown table under its note."""
-    cells = printed(table)
-    rows = [[table_formats.markdown_cell(text) for text in row] for row in [[*cells.columns], *cells.to_numpy()]]
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    left = _is_left(cells)
-    rules = [f":{'-' * (w - 1)}" if flush else f"{'-' * (w - 1)}:" for flush, w in zip(left, widths, strict=True)]
-    lines = [table_formats.aligned(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
-    return "\n".join([f"**Metasmoothness.** {note(table)}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+    return table_formats.markdown_table(f"**Metasmoothness.** {note(table)}", printed(table), _words())
 
 
 def latex(table: pd.DataFrame) -> str:
-    """Writes the table as a LaTeX float that needs the package booktabs and nothing else; ASCII, names escaped."""
-    cells = printed(table)
-    lines = [table_formats.tex_row(map(table_formats.tex_header, cells.columns)), "\\midrule"]
-    lines += [table_formats.tex_row(map(table_formats.tex, row)) for row in cells.to_numpy()]
-    columns = "".join("l" if flush else "r" for flush in _is_left(cells))
-    return "\n".join(
-        [
-            *("\\begin{table*}", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}"),
-            *(f"\\caption{{{table_formats.tex(note(table))}}}", "\\label{tab:metasmoothness}"),
-            *(f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", *lines, "\\bottomrule"),
-            *("\\end{tabular}", "\\end{table*}", ""),
-        ]
-    )
+    """Writes the table as `table_formats.latex_table` does."""
+    return table_formats.latex_table(printed(table), _words(), caption=note(table), label="tab:metasmoothness")
 
 
 def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, Any]) -> None:
-    """Writes the table to files, each in the form that its suffix names: .csv, .md or .tex.
-
-    Raises:
-      ValueError: For another suffix; nothing is written then.
-    """
-    forms = {".csv": None, ".md": markdown, ".tex": latex}
-    for path in map(Path, paths):
-        if path.suffix not in forms:
-            raise ValueError(f"path={str(path)!r} has suffix {path.suffix!r}, expected .csv, .md or .tex")
-    for path in map(Path, paths):
-        form = forms[path.suffix]
-        if form is None:
-            store.write_csv(path, table, provenance)
-        else:
-            store.write_text(path, form(table))
+    """Writes the table to files as `table_formats.write` does, in these forms."""
+    table_formats.write(table, *paths, provenance=provenance, markdown=markdown, latex=latex)
 
 
 def _varies(table: pd.DataFrame, name: str) -> bool:
@@ -195,10 +164,9 @@ def _fixed(value: float) -> str:
     return table_formats.NO_VALUE if pd.isna(value) else f"{value:.3f}"
 
 
-def _is_left(cells: pd.DataFrame) -> list[bool]:
-    """Tells which columns hold words, which are set flush left."""
-    words = {
+def _words() -> set[str]:
+    """Lists the columns that hold words, which are set flush left."""
+    return {
         "variant",
         *map(_header, ("dataset", "model", "activation", "pool", "final_pool", "algorithm", "objective")),
     }
-    return [name in words for name in cells.columns]

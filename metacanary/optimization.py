@@ -154,12 +154,12 @@ def optimize(
     """
     optimizer = settings.update.optimizer()
     state = resume or initial(settings, start)
+    options = {"branching": branching, "storage": storage, "on_step": on_step}
     for metastep in range(state.step, settings.num_metasteps):
         began = time.perf_counter()
         folder = _metastep_folder(checkpoint, metastep)
         trainings = _splits(settings, seed, metastep, len(state.images), game)
-        replays = _Replays(branching=branching, storage=storage, folder=folder, on_step=on_step)
-        gradient, rows = _metagradient(settings, model, pool, state.images, trainings, replays)
+        gradient, rows = _metagradient(settings, model, pool, state.images, trainings, folder, options)
         updates, opt_state = optimizer.update(gradient, state.optimizer)
         images = np.asarray(jnp.clip(state.images + updates, 0.0, 1.0))
         state = MetaState(step=metastep + 1, images=images, optimizer=opt_state)
@@ -211,21 +211,6 @@ def plan_replay(
     return chosen, storages[chosen.storage]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Replays:
-    """How the replays of a metastep are carried out; nothing of it changes their result."""
-
-    branching: int
-    storage: Storage | None
-    folder: Path | None
-    on_step: Callable[[str, int], None] | None
-
-    def options(self, number: int) -> dict[str, Any]:
-        """Options of `metagradient.replay` for one of the metastep's trainings."""
-        checkpoint = self.folder / f"training_{number}" if self.folder else None
-        return {**{name: getattr(self, name) for name in ("branching", "storage", "on_step")}, "checkpoint": checkpoint}
-
-
 def _metastep_folder(checkpoint: Path | None, metastep: int) -> Path | None:
     """The folder for a metastep's checkpoints; those of others, whose states are in safety, are deleted."""
     if checkpoint is None:
@@ -242,16 +227,18 @@ def _metagradient(
     pool: runs.Pool,
     images: np.ndarray,
     trainings: Iterator[tuple[int, np.ndarray]],
-    replays: _Replays,
+    folder: Path | None,
+    options: Mapping[str, Any],
 ) -> tuple[jax.Array, dict[str, float]]:
     """The gradient averaged over the metastep's splits, with the mean objective and AUROC."""
     step_fn = training.step_function(settings.recipe, model)
     objective_fn = _objective_fn(settings.objective, model)
-    pixels, gradients, values, aurocs = jnp.asarray(images), [], [], []
+    steps, pixels = settings.recipe.num_steps, jnp.asarray(images)
+    gradients, values, aurocs = [], [], []
     for number, (run_seed, included) in enumerate(trainings):
         state = _training_state(settings, model, pool, included, run_seed)
-        steps, options = settings.recipe.num_steps, replays.options(number)
-        result = metagradient.replay(step_fn, objective_fn, state, pixels, steps, **options)
+        checkpoint = folder / f"training_{number}" if folder else None
+        result = metagradient.replay(step_fn, objective_fn, state, pixels, steps, checkpoint=checkpoint, **options)
         gradients.append(result.gradient)
         values.append(float(result.value))
         aurocs.append(auroc(np.asarray(result.aux), included))

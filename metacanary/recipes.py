@@ -97,10 +97,10 @@ class SGD:
 class DPSGD:
     """DP-SGD: Poisson sampling, per-example clipping, Gaussian noise (arXiv 1607.00133, Algorithm 1).
 
-    The noisy sum is divided by the expected batch size `sampling_prob * expected_examples`, a constant that does not
-    depend on the coins. `noise_multiplier` is the noise's standard deviation over `clip_norm`. `microbatch` is the
-    number of examples whose gradients are held at a time. The gradients of an example's augmented copies are averaged
-    before they are clipped (arXiv 2204.13650).
+    The noisy sum is divided by the batch size that is expected before the coins are tossed, q (r + m / 2) with
+    q = `sampling_prob`, r other images and m canaries. `noise_multiplier` is the noise's standard deviation over
+    `clip_norm`. `microbatch` is the number of examples whose gradients are held at a time. The gradients of an
+    example's augmented copies are averaged before they are clipped (arXiv 2204.13650).
     """
 
     num_steps: int

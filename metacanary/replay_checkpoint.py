@@ -6,15 +6,55 @@ and held_<t>.npz for each held state. s[t] has the same bits whenever it is comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from zipfile import BadZipFile
 
+import jax
 import numpy as np
 
-from metacanary import store
+from metacanary import replay_step, store
 from metacanary.replay_schedule import Action, held_after
+from metacanary.replay_storage import Leaves, Storage
+
+
+class Run(Protocol):
+    """A replay on its way, which a checkpoint is taken of."""
+
+    storage: Storage
+
+    def position(self) -> dict[str, Any]:
+        """All but the states it holds, as a tree whose shapes do not depend on where it stands."""
+
+    def restore(self, position: dict[str, Any], held: Iterable[tuple[int, Leaves]]) -> None:
+        """Stand where `position` was taken, with these states held, each with its number, from the stack's bottom."""
+
+
+def identity(problem: replay_step.Problem, num_steps: int, carried: Leaves, fixed: Any) -> dict[str, Any]:
+    """What a checkpoint belongs to: the compiled functions, a checksum of all that goes in, what computes.
+
+    Args:
+      problem, carried, fixed: as `replay_step.prepare` returns them.
+      num_steps: T.
+
+    Returns:
+      Plain data by the name of what is at fault where it differs.
+    """
+    leaves, structure = jax.tree.flatten((carried, fixed))
+    given = [str(structure), *(f"{x.dtype}{x.shape}" for x in leaves), int(jax.jit(replay_step.checksum)(leaves))]
+    texts = [replay_step.step.lower(problem, carried, fixed, np.int32(0)).as_text()]
+    texts += [replay_step.objective.lower(problem, carried, fixed).as_text()]
+    device = jax.tree.leaves(carried)[0].devices() if carried else jax.devices()[:1]
+    computed_by = [jax.__version__, *sorted(f"{d.platform} {d.device_kind}" for d in device)]
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NPROC")]
+    return {
+        "num_steps": num_steps,
+        "state or metaparams": store.digest(given),
+        "step_fn or objective_fn": store.digest(texts),
+        "device or version": store.digest([computed_by, flags]),
+    }
 
 
 class ReplayCheckpoint:
@@ -22,7 +62,7 @@ class ReplayCheckpoint:
 
     Args:
       folder: its own.
-      identity: plain data that tells this replay from others.
+      identity: as `identity` makes it.
 
     Guarantees:
       Whenever the process is killed, the folder holds a whole checkpoint of this replay, or none that is taken up.
@@ -57,40 +97,24 @@ class ReplayCheckpoint:
             )
         return int(saved["branching"])
 
-    def load(self, order: Sequence[Action], run: Any) -> int:
+    def load(self, order: Sequence[Action], run: Run) -> int:
         """Put a run where the checkpoint stands; return the number of actions that are done, 0 without one."""
         if not self._path.exists():
             return 0
-        position, like = store.read_tree(self._path, _position(run, 0)), run.current
-        run.current, run.value, run.aux = position["current"], position["value"], position["aux"]
-        run.adjoint, run.gradient = position["adjoint"], position["gradient"]
-        run.checksums[:] = list(position["checksums"][: position["first_runs"]])
-        for t in held_after(order, position["done"]):
-            run.storage.hold(t, store.read_tree(self._held(t), like))
-        return int(position["done"])
+        position = store.read_tree(self._path, {**run.position(), "done": 0})
+        done, like = int(position.pop("done")), position["current"]
+        run.restore(position, ((t, store.read_tree(self._held(t), like)) for t in held_after(order, done)))
+        return done
 
-    def save(self, order: Sequence[Action], done: int, run: Any, branching: int) -> None:
+    def save(self, order: Sequence[Action], done: int, run: Run, branching: int) -> None:
         """Write where a run stands after `done` actions: first what is new, then the position, then delete the old."""
         held = held_after(order, done)
         for t in held:
             if not self._held(t).exists():
                 store.write_tree(self._held(t), run.storage.copy(t), {})
-        store.write_tree(self._path, _position(run, done), {**self._identity, "branching": branching})
+        store.write_tree(self._path, {**run.position(), "done": done}, {**self._identity, "branching": branching})
         for path in set(self._folder.glob("held_*.npz")) - {self._held(t) for t in held}:
             path.unlink(missing_ok=True)
 
     def _held(self, t: int) -> Path:
         return self._folder / f"held_{t}.npz"
-
-
-def _position(run: Any, done: int) -> dict[str, Any]:
-    """All of a run but the states it holds, as a tree whose shapes do not depend on where it stands."""
-    checksums = np.zeros(run.num_steps, np.uint32)
-    checksums[: len(run.checksums)] = [int(x) for x in run.checksums]
-    names = ("current", "value", "aux", "adjoint", "gradient")
-    return {
-        **{name: getattr(run, name) for name in names},
-        "done": done,
-        "first_runs": len(run.checksums),
-        "checksums": checksums,
-    }

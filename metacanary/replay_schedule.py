@@ -50,7 +50,7 @@ def actions(num_steps: int, branching: int) -> Iterator[Action]:
     References:
       arXiv 2503.13751, Section 2 (the lazy k-ary tree).
     """
-    _check(num_steps, branching)
+    check_tree(num_steps, branching)
     yield Action("hold", 0)
     yield from _part(0, num_steps, num_steps, branching, is_current=True)
 
@@ -103,7 +103,7 @@ def work(num_steps: int, branching: int) -> Work:
       Equal to the counts over `actions(num_steps, branching)`. With depth = max(1, ceil(log_branching(num_steps))):
       states_held <= 1 + (branching - 1) * depth, and num_steps <= step_calls <= num_steps * depth.
     """
-    _check(num_steps, branching)
+    check_tree(num_steps, branching)
     held, calls, brought = _part_work(num_steps, branching)
     return Work(held, calls + 1, 1 + brought)
 
@@ -253,11 +253,11 @@ def _best(num_steps: int, costs: Costs, storage: str, budget: Mapping[str, int])
 def _branchings(num_steps: int) -> list[int]:
     """All that differ: those up to sqrt(T) + 1, and above it the smallest for each length of the parts."""
     root = math.isqrt(num_steps)
-    return sorted({2, *range(2, root + 2), *(max(2, -(-num_steps // length)) for length in range(1, root + 1))})
+    return sorted({*range(2, root + 2), *(max(2, -(-num_steps // length)) for length in range(1, root + 1))})
 
 
-def _check(num_steps: int, branching: int) -> None:
-    """Refuse what makes no tree."""
+def check_tree(num_steps: int, branching: int) -> None:
+    """Raise ValueError for less than one step or a branching below 2, which make no tree."""
     if num_steps < 1:
         raise ValueError(f"num_steps: got {num_steps}, expected an integer >= 1")
     if branching < 2:

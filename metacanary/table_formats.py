@@ -1,12 +1,16 @@
-"""The forms that tables 1 and 2 are printed in: Markdown, LaTeX, and text for a terminal.
+"""The forms that tables are printed in: Markdown, LaTeX, and text for a terminal.
 
-All start from `printed`, the text of the cells, and say what the numbers are with `note`.
+Those of tables 1 and 2 start from `printed`, the text of the cells, and say what the numbers are with `note`.
+`markdown_table`, `latex_table` and `write` serve any table.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from metacanary import store
 
 SETTING = ["dataset", "training", "epsilon"]
 PAPER_COLUMN = "epsilon_mean_paper_not_a_bound"
@@ -26,6 +30,7 @@ _NOTED = {
     "assumption": "assumption",
     "accountant": "accountant",
 }
+_WORDS = {"training", "canary", *_NOTED.values()} - {"step", "canaries"}
 _LEGEND = (
     "ε is the mean over runs of each run's lower bound, ± half of its 95% t interval over runs (none for "
     "one run). These are audit runs of one set of canaries (optimised ones: of one optimisation), so ± leaves out "
@@ -81,13 +86,7 @@ def title(table: pd.DataFrame) -> str:
 
 def markdown(table: pd.DataFrame) -> str:
     """Writes a table as an aligned Markdown table under its note."""
-    cells = printed(table)
-    rows = [[markdown_cell(text) for text in row] for row in [list(cells.columns), *cells.to_numpy().tolist()]]
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    left = _is_left(cells)
-    rules = [f":{'-' * (w - 1)}" if text else f"{'-' * (w - 1)}:" for text, w in zip(left, widths, strict=True)]
-    lines = [aligned(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
-    return "\n".join([f"**{title(table)}.** {note(table)}", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+    return markdown_table(f"**{title(table)}.** {note(table)}", printed(table), _WORDS)
 
 
 def text(table: pd.DataFrame) -> str:
@@ -96,34 +95,91 @@ def text(table: pd.DataFrame) -> str:
     headers = [name.split("\n") if "\n" in name else ["", name] for name in cells.columns]
     rows = [*map(list, zip(*headers, strict=True)), *cells.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(aligned(row, widths, _is_left(cells))).rstrip() for row in rows]
+    lines = ["  ".join(_aligned(row, widths, _is_left(cells, _WORDS))).rstrip() for row in rows]
     return "\n".join([*lines[:2], "  ".join("-" * width for width in widths), *lines[2:], ""])
 
 
 def latex(table: pd.DataFrame) -> str:
-    """Writes a table as a LaTeX float that needs the package booktabs and nothing else.
+    """Writes a table as `latex_table` does; groups of one training are set apart."""
+    label = f"tab:epsilon-{table['auditor'].iloc[0]}".replace("_", "-")
+    groups = table[SETTING].to_numpy().tolist()
+    return latex_table(printed(table), _WORDS, caption=note(table), label=label, groups=groups)
+
+
+def markdown_table(heading: str, cells: pd.DataFrame, words: Collection[str]) -> str:
+    """Writes an aligned Markdown table under a heading.
+
+    Args:
+      heading: Markdown.
+      cells: Text; a header may hold line breaks.
+      words: The columns that are set flush left; others are set flush right.
+    """
+    rows = [[_markdown_cell(text) for text in row] for row in [list(cells.columns), *cells.to_numpy().tolist()]]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    left = _is_left(cells, words)
+    rules = [f":{'-' * (w - 1)}" if flush else f"{'-' * (w - 1)}:" for flush, w in zip(left, widths, strict=True)]
+    lines = [_aligned(row, widths, left) for row in [rows[0], rules, *rows[1:]]]
+    return "\n".join([heading, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def latex_table(
+    cells: pd.DataFrame, words: Collection[str], *, caption: str, label: str, groups: Sequence[Any] | None = None
+) -> str:
+    """Writes a LaTeX float that needs the package booktabs and nothing else.
+
+    Args:
+      cells, words: As of `markdown_table`.
+      caption: Text, which is escaped.
+      label: TeX.
+      groups: Of each row its group; neighbouring rows of different groups are set apart.
 
     Guarantees:
-      Only ASCII; every special character of TeX in names is escaped. Groups of one training are set apart.
+      Every special character of TeX in the text is escaped. Only ASCII, if the text has no other characters beyond
+      it than ε, ∞, ± and `NO_VALUE`.
     """
-    cells = printed(table)
-    lines = [tex_row(tex_header(name) for name in cells.columns), "\\midrule"]
-    above = None
-    for setting, row in zip(table[SETTING].to_numpy().tolist(), cells.to_numpy(), strict=True):
-        if above not in (None, setting):
+    lines = [_tex_row(map(_tex_header, cells.columns)), "\\midrule"]
+    for place, row in enumerate(cells.to_numpy()):
+        if groups and place and groups[place] != groups[place - 1]:
             lines.append("\\addlinespace")
-        lines.append(tex_row(map(tex, row)))
-        above = setting
-    label = f"tab:epsilon-{table['auditor'].iloc[0]}".replace("_", "-")
-    columns = "".join("l" if left else "r" for left in _is_left(cells))
+        lines.append(_tex_row(map(_tex, row)))
+    columns = "".join("l" if flush else "r" for flush in _is_left(cells, words))
     return "\n".join(
         [
             *("\\begin{table*}", "\\centering", "\\footnotesize", "\\setlength{\\tabcolsep}{3pt}"),
-            *(f"\\caption{{{tex(note(table))}}}", f"\\label{{{label}}}"),
+            *(f"\\caption{{{_tex(caption)}}}", f"\\label{{{label}}}"),
             *(f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule", *lines, "\\bottomrule"),
             *("\\end{tabular}", "\\end{table*}", ""),
         ]
     )
+
+
+def write(
+    table: pd.DataFrame,
+    *paths: store.PathLike,
+    provenance: Mapping[str, Any],
+    markdown: Callable[[pd.DataFrame], str],
+    latex: Callable[[pd.DataFrame], str],
+) -> None:
+    """Writes a table to files, each in the form that its suffix names: .csv, .md or .tex.
+
+    Args:
+      table: Any.
+      *paths: The files.
+      provenance: Goes beside the CSV, as in `store.write_csv`.
+      markdown, latex: Turn the table into text.
+
+    Raises:
+      ValueError: For another suffix; nothing is written then.
+    """
+    forms = {".md": markdown, ".tex": latex}
+    for path in map(Path, paths):
+        if path.suffix not in (".csv", *forms):
+            raise ValueError(f"path={str(path)!r} has suffix {path.suffix!r}, expected .csv, .md or .tex")
+    for path in map(Path, paths):
+        if path.suffix == ".csv":
+            store.write_csv(path, table, provenance)
+        else:
+            store.write_text(path, forms[path.suffix](table))
 
 
 def _without_idle_accountant(table: pd.DataFrame) -> pd.DataFrame:
@@ -168,20 +224,19 @@ def _with_second(values: pd.Series, seconds: pd.Series) -> list[str]:
     return [first if second in (NO_VALUE, "∞") else f"{first} ({second})" for first, second in pairs]
 
 
-def _is_left(cells: pd.DataFrame) -> list[bool]:
+def _is_left(cells: pd.DataFrame, words: Collection[str]) -> list[bool]:
     """Tells which columns hold words, which are set flush left."""
-    words = {"training", "canary", *_NOTED.values()} - {"step", "canaries"}
     return [name in words for name in cells.columns]
 
 
-def aligned(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
+def _aligned(row: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -> list[str]:
     """Pads the cells of one line."""
     return [
         cell.ljust(width) if flush else cell.rjust(width) for cell, width, flush in zip(row, widths, left, strict=True)
     ]
 
 
-def markdown_cell(text: str) -> str:
+def _markdown_cell(text: str) -> str:
     """Escapes what would end a cell."""
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -202,17 +257,17 @@ _TEX = str.maketrans(
 )
 
 
-def tex_row(cells: Iterable[str]) -> str:
+def _tex_row(cells: Iterable[str]) -> str:
     """Joins the cells of a row."""
     return f"{' & '.join(cells)} \\\\"
 
 
-def tex_header(name: str) -> str:
+def _tex_header(name: str) -> str:
     """Writes a header, one of two lines as a stack."""
-    lines = " \\\\ ".join(map(tex, name.split("\n")))
+    lines = " \\\\ ".join(map(_tex, name.split("\n")))
     return f"\\shortstack{{{lines}}}" if "\n" in name else lines
 
 
-def tex(text: str) -> str:
+def _tex(text: str) -> str:
     """Writes text as TeX."""
     return text.translate(_TEX)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import scipy.stats
 
-from metacanary import store
+from metacanary import store, table_formats
 from metacanary.table_formats import PAPER_COLUMN, SETTING, latex, markdown, note, text, title
 
 COLUMNS = (
@@ -183,23 +183,8 @@ def with_objectives(table: pd.DataFrame, objectives: Mapping[str, str]) -> pd.Da
 
 
 def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, Any]) -> None:
-    """Writes a table to files, each in the form that its suffix names: .csv, .md or .tex.
-
-    Args:
-      table: From `table1` or `table2`.
-      *paths: The files.
-      provenance: Goes beside the CSV, as in `store.write_csv`.
-
-    Raises:
-      ValueError: For another suffix.
-    """
-    for path in map(Path, paths):
-        if path.suffix == ".csv":
-            store.write_csv(path, table, provenance)
-        elif path.suffix in (".md", ".tex"):
-            store.write_text(path, markdown(table) if path.suffix == ".md" else latex(table))
-        else:
-            raise ValueError(f"path={str(path)!r} has suffix {path.suffix!r}, expected .csv, .md or .tex")
+    """Writes a table from `table1` or `table2` to files as `table_formats.write` does."""
+    table_formats.write(table, *paths, provenance=provenance, markdown=markdown, latex=latex)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -126,6 +126,14 @@ def test_replay_goes_on_in_the_order_of_its_checkpoint(tmp_path):
     assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
 
 
+def test_replay_with_a_checkpoint_refuses_a_bad_branching(tmp_path):
+    """Although the checkpoint's would be gone on with."""
+    args = (toy_step, toy_objective, *toy(), 5)
+    replay(*args, branching=2, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="branching: got 1, expected an integer >= 2"):
+        replay(*args, branching=1, checkpoint=tmp_path)
+
+
 def test_replay_ignores_what_a_kill_before_the_first_position_left(tmp_path, monkeypatch):
     """Held states of unknown origin must not become those of another replay."""
     state, z = toy()

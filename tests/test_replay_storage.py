@@ -95,25 +95,26 @@ def test_disk_deletes_what_a_killed_process_left(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_disk_raises_the_error_of_its_writer(tmp_path):
-    """A full disk, say, or a folder that went away."""
+@pytest.fixture
+def failing(tmp_path):
+    """A disk whose folder went away (or that is full, say), with a state on its way there."""
     storage = Disk(tmp_path / "spill")
     (tmp_path / "spill").rmdir()
     storage.hold(0, state_of(0))
     storage.hold(1, state_of(1))
-    with pytest.raises(FileNotFoundError):
-        storage.hold(2, state_of(2))
+    return storage
 
 
-def test_disk_is_usable_after_an_error(tmp_path):
-    storage = Disk(tmp_path / "spill")
-    (tmp_path / "spill").rmdir()
-    storage.hold(0, state_of(0))
-    storage.hold(1, state_of(1))
+def test_disk_raises_the_error_of_its_writer(failing):
     with pytest.raises(FileNotFoundError):
-        storage.hold(2, state_of(2))
-    storage.clear()
+        failing.hold(2, state_of(2))
+
+
+def test_disk_is_usable_after_an_error(failing, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        failing.hold(2, state_of(2))
+    failing.clear()
     (tmp_path / "spill").mkdir()
-    storage.hold(0, state_of(0))
-    storage.hold(1, state_of(1))
-    assert_same_bits(storage.take(0), state_of(0))
+    failing.hold(0, state_of(0))
+    failing.hold(1, state_of(1))
+    assert_same_bits(failing.take(0), state_of(0))

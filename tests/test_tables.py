@@ -251,9 +251,11 @@ def test_write_csv_prints_the_same_table_when_read(tmp_path):
     assert table_formats.latex(again) == table_formats.latex(table)
 
 
-def test_write_refuses_other_formats(tmp_path):
+def test_write_refuses_other_formats_before_it_writes(tmp_path):
+    paths = [tmp_path / name for name in ("table1.csv", "table1.xlsx")]
     with pytest.raises(ValueError, match=r"suffix '.xlsx', expected .csv, .md or .tex"):
-        tables.write(tables.table1(make_frame()), tmp_path / "table1.xlsx", provenance={})
+        tables.write(tables.table1(make_frame()), *paths, provenance={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_main_prints_tables_and_paths(tmp_path, capsys):
