@@ -1,15 +1,16 @@
 """Data sets: fetched and verified once, then mapped into memory.
 
 `load` prepares a data set on first use under `<data_dir>/<name>/` as raw npy files, with `provenance.json` as
-the last file written; later calls map these files. A data set is one entry of `SOURCES`.
+the last file written; later calls map these files. A data set is one entry of `registry.SOURCES`.
 """
 
 import dataclasses
-import functools
+import errno
 import hashlib
 import importlib.metadata
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import numpy as np
 
 import metacanary
 from metacanary import store
+from metacanary.registry import SOURCES
+from metacanary.source import ARRAYS, Arrays, Source, sha256
 
-Arrays = dict[str, np.ndarray]
-
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SMALL_BYTES = 16 * 2**20  # arrays below are digested at every load, in a hundredth of a second or so
 
 
@@ -57,76 +57,32 @@ class Dataset:
                 raise ValueError(f"{split}_labels reach {labels.max()}, expected 0..{len(self.class_names) - 1}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a data set comes from and how it is known to be the right one.
-
-    Attributes:
-      name: The name to load it by.
-      description: One line.
-      licence: The terms it is given under.
-      url: Its home page.
-      class_names: The names of the classes.
-      image_shape: Height, width, channels.
-      num_train: Number of training images.
-      num_test: Number of test images.
-      digests: SHA-256 of the raw uint8 bytes of arrays, by name; "train_images[:1000]" is of the first 1,000.
-      fetch: Called with the source and `data_dir`, returns the four arrays in the order of the source.
-    """
-
-    name: str
-    description: str
-    licence: str
-    url: str
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    num_train: int
-    num_test: int
-    digests: Mapping[str, str]
-    fetch: Callable[["Source", Path], Arrays]
-
-    def verify(self, arrays: Mapping[str, np.ndarray], where: str, known: Mapping[str, str] | None = None) -> None:
-        """Raises a ValueError naming `where` if arrays are not this data set; `known` saves digesting whole arrays."""
-        for split, count in (("train", self.num_train), ("test", self.num_test)):
-            shape = arrays[f"{split}_images"].shape
-            if shape != (count, *self.image_shape):
-                raise ValueError(
-                    f"name={self.name!r}: {where} holds {split} images of shape {shape}, "
-                    f"expected {(count, *self.image_shape)}"
-                )
-        for pinned, expected in self.digests.items():
-            array, _, stop = pinned.rstrip("]").partition("[:")
-            found = (known or {}).get(pinned) or sha256(arrays[array][: int(stop) if stop else None])
-            if found != expected:
-                raise ValueError(
-                    f"name={self.name!r}: {pinned} of {where} has sha256 {found}, expected {expected}: "
-                    "it is another data set or a damaged one"
-                )
-
-
 def names() -> tuple[str, ...]:
     """Returns the names that `load` knows."""
     return tuple(SOURCES)
 
 
-def load(name: str, data_dir: store.PathLike) -> Dataset:
+def load(name: str, data_dir: store.PathLike, num_train: int | None = None) -> Dataset:
     """Loads a data set, and prepares it first if it is not yet there.
 
     Args:
       name: One of `names()`.
       data_dir: The folder of all data sets; `<data_dir>/downloads/manual` is where to put archives by hand.
+      num_train: Training images to keep, of `stratified`; None for all.
 
     Returns:
-      The data set, its arrays mapped from disk.
+      The data set, its arrays mapped from disk; a subset under its `subset_name`, its training images in memory.
 
     Raises:
       ValueError: If the name is unknown, or what was found on disk or fetched is not the data set.
       FileNotFoundError: If it cannot be fetched; the message says what to put where.
+      OSError: If there is no room or no permission to write it.
 
     Guarantees:
       Counts, shapes and digests of the source hold for what is prepared. Two processes may prepare it at
-      once. A prepared file that was cut short, has other labels or, below 16 MB, other pixels is refused; so
-      is what was prepared by an entry of `SOURCES` with other counts, digests or class names.
+      once; a folder that was prepared elsewhere and copied is taken as it is. A prepared file that was cut short, has
+      other labels or, below 16 MB, other pixels is refused; so is what was prepared by an entry of `SOURCES` with other
+      counts, digests, checksums of archives or class names.
     """
     if name not in SOURCES:
         raise ValueError(f"name={name!r}, expected one of {', '.join(names())}")
@@ -136,16 +92,86 @@ def load(name: str, data_dir: store.PathLike) -> Dataset:
     provenance = store.read_json(folder / "provenance.json")
     arrays = {array: _read(folder / f"{array}.npy", provenance["arrays"][array]) for array in ARRAYS}
     _require_same_source(SOURCES[name], provenance, arrays, folder)
-    return Dataset(name=name, **arrays, class_names=tuple(provenance["class_names"]), provenance=provenance)
+    whole = Dataset(name=name, **arrays, class_names=tuple(provenance["class_names"]), provenance=provenance)
+    return whole if num_train is None else _subset(whole, num_train)
 
 
-def sha256(array: np.ndarray) -> str:
-    """Digests the raw bytes of an array of images or labels as uint8, in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array, np.uint8).data).hexdigest()
+def subset_name(name: str, num_train: int | None) -> str:
+    """Names a subset as paths and tables do, cifar10-train5000; None stands for the whole data set."""
+    return name if num_train is None else f"{name}-train{num_train}"
+
+
+def stratified(labels: np.ndarray, num_classes: int, num_chosen: int) -> np.ndarray:
+    """Chooses as many items of every class, the same ones always.
+
+    Of a class with N items, n of which are chosen, those at positions floor(i N / n), i = 0..n-1, in the given
+    order: evenly spread, so that a source sorted by something else gives no sorted subset. If `num_chosen` is no
+    multiple of `num_classes`, the first classes give one item more.
+
+    Args:
+      labels: int [N], in 0..num_classes-1.
+      num_classes: Number of classes, k.
+      num_chosen: Number of items to choose, n.
+
+    Returns:
+      intp [n], ascending indices into `labels`; of each class floor(n / k) or ceil(n / k).
+
+    Raises:
+      ValueError: If a class has too few items.
+    """
+    each, rest = divmod(num_chosen, num_classes)
+    chosen = []
+    for label in range(num_classes):
+        members, wanted = np.flatnonzero(labels == label), each + (label < rest)
+        if wanted > len(members):
+            raise ValueError(
+                f"num_train={num_chosen}: needs {wanted} images of class {label}, which has {len(members)}; "
+                "expected a number of which every class has its share"
+            )
+        chosen.append(members[np.arange(wanted) * len(members) // max(wanted, 1)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _subset(whole: Dataset, num_train: int) -> Dataset:
+    """Keeps a stratified choice of the training images, in their order, and all test images."""
+    chosen = stratified(whole.train_labels, len(whole.class_names), num_train)
+    index_sha256 = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
+    described = {"num_train": num_train, "of": len(whole.train_labels), "index_sha256": index_sha256}
+    return dataclasses.replace(
+        whole,
+        name=subset_name(whole.name, num_train),
+        train_images=whole.train_images[chosen],
+        train_labels=whole.train_labels[chosen],
+        provenance={**whole.provenance, "subset": described},
+    )
 
 
 def _prepare(source: Source, data_dir: Path) -> None:
     """Fetches and verifies a data set and writes its files, the finished marker last."""
+    try:
+        _fetch_and_write(source, data_dir)
+    except (OSError, RuntimeError) as error:
+        if not _is_full_disk(error):
+            raise
+        images = math.prod(source.image_shape) * (source.num_train + source.num_test)
+        raise OSError(
+            errno.ENOSPC,
+            f"name={source.name!r}: no room in {os.fspath(data_dir.absolute())!r}, which needs the archives' size and "
+            f"about {2 * images / 1e6:,.0f} MB beside it; make room and call again",
+        ) from error
+
+
+def _is_full_disk(error: OSError | RuntimeError) -> bool:
+    """Whether an error says that a disk or a quota is full: Python's by its number, others by their words.
+
+    array_record raises a RuntimeError, NumPy an OSError without a number.
+    """
+    words = ("No space left", "quota exceeded", "requested and")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(word in str(error) for word in words)
+
+
+def _fetch_and_write(source: Source, data_dir: Path) -> None:
+    """What `_prepare` does, on a disk with room."""
     arrays = source.fetch(source, data_dir)
     source.verify(arrays, "what was fetched")
     folder = data_dir / source.name
@@ -159,6 +185,7 @@ def _prepare(source: Source, data_dir: Path) -> None:
     store.write_json(
         folder / "provenance.json",
         {field: getattr(source, field) for field in described}
+        | {"archives": [dataclasses.asdict(archive) for archive in source.archives]}
         | {"versions": versions | {"metacanary": metacanary.__version__}}
         | {"arrays": {a: {"shape": arrays[a].shape, "sha256": sha256(arrays[a])} for a in ARRAYS}},
     )
@@ -167,6 +194,9 @@ def _prepare(source: Source, data_dir: Path) -> None:
 def _require_same_source(source: Source, provenance: Mapping[str, Any], arrays: Arrays, folder: Path) -> None:
     """Holds what was prepared, by the digests that were recorded, against the pins as they are now."""
     remedy = f"it was prepared from another version of its source: delete {os.fspath(folder)!r}"
+    archives = [archive["sha256"] for archive in provenance.get("archives", ())]
+    if archives and archives != [archive.sha256 for archive in source.archives]:
+        raise ValueError(f"{os.fspath(folder)!r} is from archives of other checksums than are pinned now; {remedy}")
     if tuple(provenance["class_names"]) != source.class_names:
         raise ValueError(f"{os.fspath(folder)!r} has other class_names than {source.name!r} has now; {remedy}")
     try:
@@ -185,86 +215,3 @@ def _read(path: Path, expected: Mapping[str, Any]) -> np.ndarray:
     if list(array.shape) != expected["shape"] or (array.nbytes < _SMALL_BYTES and sha256(array) != expected["sha256"]):
         raise ValueError(f"{os.fspath(path)!r} is not what provenance.json says: delete {os.fspath(path.parent)!r}")
     return array
-
-
-def _fetch_digits(source: Source, data_dir: Path) -> Arrays:
-    """Takes scikit-learn's digits; of the images sorted by class, every fifth is a test image."""
-    from sklearn import datasets
-
-    digits = datasets.load_digits()
-    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    is_test = np.zeros(len(images), bool)
-    is_test[np.argsort(digits.target, kind="stable")[::5]] = True
-    return {
-        "train_images": images[~is_test],
-        "train_labels": digits.target[~is_test],
-        "test_images": images[is_test],
-        "test_labels": digits.target[is_test],
-    }
-
-
-def _fetch_cifar(source: Source, data_dir: Path, **archive: Any) -> Arrays:
-    """Takes a data set in the CIFAR-10 binary layout through tensorflow-datasets."""
-    from metacanary import cifar  # a second of imports that only the first use needs
-
-    return cifar.fetch(source, data_dir, cifar.Archive(**archive))
-
-
-_DIGITS = Source(
-    name="digits",
-    description="1,797 handwritten digits of 8x8 pixels, embedded in scikit-learn",
-    licence="CC BY 4.0",
-    url="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
-    class_names=tuple("0123456789"),
-    image_shape=(8, 8, 1),
-    num_train=1437,
-    num_test=360,
-    digests={
-        "train_images": "0f6c613b7ad2343df851ec1230c6ee15eb5ad29be01fa67639b3ffe54ca95b13",
-        "train_labels": "970cadb89f4956ed733d1a7ac5d4b2a4d50b094c268f69917fccec48910cfeaf",
-        "test_images": "f8da3231f745dc76e21dcafa7258f107bdbb5603cbb47ac1807f3c667b241b70",
-        "test_labels": "28beeed8f5e51f11d7ddbd7a14a006d30684c0abbb11aaeba722dfe30c55514b",
-    },
-    fetch=_fetch_digits,
-)
-
-_CIFAR10 = Source(
-    name="cifar10",
-    description="60,000 colour photographs of 32x32 pixels",
-    licence="none stated; cite Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
-    url="https://www.cs.toronto.edu/~kriz/cifar.html",
-    class_names=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    image_shape=(32, 32, 3),
-    num_train=50_000,
-    num_test=10_000,
-    digests={
-        "train_labels": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
-        "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
-        "train_images[:1000]": "133c5674fd1c56ceeeb944ddcdc368da2593ce5b67acfa216ab83f98a084f388",
-        "test_images[:1000]": "da362006b99671213d1a5d856cab2bedf64d40bad4501630ee60f4ceb2d3ec7f",
-    },
-    fetch=functools.partial(
-        _fetch_cifar,
-        file_name="cifar-10-binary.tar.gz",
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        size_bytes=170_052_171,
-    ),
-)
-
-# The same labels and order, for where the official archive cannot be had; never called cifar10, since the
-# pixels differ.
-_CIFAR10_JPEG75 = dataclasses.replace(
-    _CIFAR10,
-    name="cifar10_jpeg75",
-    description="CIFAR-10 after one JPEG generation of quality 75 (30 dB), in the official layout and order",
-    digests={
-        "train_labels": _CIFAR10.digests["train_labels"],
-        "test_labels": _CIFAR10.digests["test_labels"],
-        "train_images": "5aaf8a2cf2e577ff4dbb15e4f368840fab5aca1812bcc69682005f8dc661d466",
-        "test_images": "b7018a062865e9348a704e72416eb53c816b43cc8ac42ab43276a2b967508ab6",
-    },
-    fetch=functools.partial(_fetch_cifar, file_name="cifar10-jpeg75-binary.tar.gz"),
-)
-
-SOURCES: dict[str, Source] = {source.name: source for source in (_DIGITS, _CIFAR10, _CIFAR10_JPEG75)}

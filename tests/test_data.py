@@ -1,29 +1,25 @@
-"""Tests of metacanary.data and metacanary.cifar."""
+"""Tests of metacanary.data."""
 
 import dataclasses
-import functools
+import errno
 import hashlib
-import http.server
-import io
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 
+import fake_archives
 import numpy as np
 import pytest
+from fake_archives import make_arrays, write_cifar10
 from sklearn import datasets
 
-from metacanary import cifar, data, store
-
-PER_FILE = 4
-COUNTS = {"train": 5 * PER_FILE, "test": PER_FILE}
+from metacanary import data, registry, store
+from metacanary.source import Archive
 
 
 @pytest.fixture(scope="session")
@@ -34,52 +30,9 @@ def digits_dir(tmp_path_factory):
     return folder
 
 
-def make_arrays(seed):
-    """Draws images and labels of a tiny data set in CIFAR's shape."""
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for split, count in COUNTS.items():
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        arrays[f"{split}_labels"] = rng.integers(0, 10, count, np.uint8)
-    return arrays
-
-
-def write_archive(path, arrays):
-    """Writes an archive in the CIFAR-10 binary layout, following its description and not the reader."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for split, names in {
-        "train": [f"data_batch_{n}" for n in (1, 2, 3, 4, 5)],
-        "test": ["test_batch"],
-    }.items():
-        for number, name in enumerate(names):
-            content = bytearray()
-            for i in range(number * PER_FILE, (number + 1) * PER_FILE):
-                content.append(arrays[f"{split}_labels"][i])
-                for channel in range(3):
-                    content += arrays[f"{split}_images"][i, :, :, channel].tobytes()
-            files[f"{name}.bin"] = bytes(content)
-    with tarfile.open(path, "w:gz") as tar:
-        folder = tarfile.TarInfo("cifar-10-batches-bin")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        # Not in their order: the names count.
-        for name, content in sorted(files.items(), reverse=True):
-            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
-def tiny_source(arrays, **archive):
-    """Describes the data set of `make_arrays` as a source."""
-    return dataclasses.replace(
-        data.SOURCES["cifar10"],
-        name="tiny",
-        num_train=COUNTS["train"],
-        num_test=COUNTS["test"],
-        digests={name: data.sha256(array) for name, array in arrays.items()},
-        fetch=functools.partial(data._fetch_cifar, file_name="tiny.tar.gz", **archive),
-    )
+def tiny_source(arrays):
+    """Describes arrays in CIFAR's shape as a source whose archive is put there by hand."""
+    return fake_archives.registered("cifar10", arrays, [Archive(file_name="tiny.tar.gz")])
 
 
 @pytest.fixture
@@ -87,21 +40,9 @@ def tiny(tmp_path, monkeypatch):
     """A registered data set `tiny` whose archive is put there by hand: (arrays, path of the archive)."""
     arrays = make_arrays(seed=0)
     path = tmp_path / "downloads" / "manual" / "tiny.tar.gz"
-    write_archive(path, arrays)
+    write_cifar10(path, arrays)
     monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(arrays))
     return arrays, path
-
-
-@pytest.fixture
-def server(tmp_path_factory):
-    """A web server with the archive of `make_arrays(0)`: (url, path of the archive)."""
-    folder = tmp_path_factory.mktemp("server")
-    write_archive(folder / "tiny.tar.gz", make_arrays(seed=0))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_port}/tiny.tar.gz", folder / "tiny.tar.gz"
-        served.shutdown()
 
 
 def assert_holds(dataset, arrays):
@@ -201,7 +142,7 @@ def test_load_refuses_damaged_files(digits_dir, tmp_path, name, damage):
 
 def fetch_darker(source, data_dir):
     """The digits as an edited fetch function would give them."""
-    arrays = data._fetch_digits(source, data_dir)
+    arrays = registry._fetch_digits(source, data_dir)
     return arrays | {"train_images": arrays["train_images"] // 2}
 
 
@@ -253,28 +194,6 @@ def test_load_prepares_again_what_was_not_finished(digits_dir, tmp_path):
     assert_holds(data.load("digits", tmp_path), vars(data.load("digits", digits_dir)))
 
 
-@pytest.mark.parametrize("name", data.ARRAYS)
-def test_verify_refuses_another_value(digits_dir, name):
-    arrays = {array: np.array(getattr(data.load("digits", digits_dir), array)) for array in data.ARRAYS}
-    data.SOURCES["digits"].verify(arrays, "here")
-    arrays[name].flat[-1] += 1
-    with pytest.raises(ValueError, match=f"name='digits': {name} of here has sha256"):
-        data.SOURCES["digits"].verify(arrays, "here")
-
-
-def test_verify_counts_and_prefix():
-    arrays = make_arrays(seed=0)
-    source = tiny_source(arrays)
-    prefix = {"train_images[:7]": data.sha256(arrays["train_images"][:7])}
-    source = dataclasses.replace(source, digests=prefix)
-    source.verify(arrays, "here")
-    with pytest.raises(ValueError, match=r"test images of shape \(3, 32, 32, 3\), expected \(4, 32, 32, 3\)"):
-        source.verify(arrays | {"test_images": arrays["test_images"][:3]}, "here")
-    arrays["train_images"][6] += 1
-    with pytest.raises(ValueError, match=r"train_images\[:7\]"):
-        source.verify(arrays, "here")
-
-
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -303,12 +222,12 @@ def test_load_archive_put_there_by_hand(tmp_path, tiny):
 
 # Another process that loads `tiny` when it is told to, and prints which heavy packages it imported.
 LOAD_TINY = """
-import dataclasses, functools, json, sys
+import dataclasses, json, sys
 from metacanary import data
-fetch = functools.partial(data._fetch_cifar, file_name="tiny.tar.gz")
-size = {"num_train": 20, "num_test": 4, "digests": {}}
-data.SOURCES["tiny"] = dataclasses.replace(data.SOURCES["cifar10"], name="tiny", fetch=fetch, **size)
-from metacanary import cifar
+from metacanary.source import Archive
+changed = {"num_train": 20, "num_test": 4, "digests": {}, "archives": (Archive(file_name="tiny.tar.gz"),)}
+data.SOURCES["tiny"] = dataclasses.replace(data.SOURCES["cifar10"], name="tiny", **changed)
+from metacanary import tfds_builder
 print("ready", flush=True)
 input()
 data.load("tiny", sys.argv[1])
@@ -346,14 +265,17 @@ def test_load_refuses_wrong_prepared_directory(tmp_path, tiny, monkeypatch):
     data.load("tiny", tmp_path)
     shutil.rmtree(tmp_path / "tiny")
     monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(make_arrays(seed=1)))
-    with pytest.raises(ValueError, match="name='tiny': train_images of what was fetched has sha256"):
+    prepared = f"{tmp_path}/tensorflow_datasets/tiny/"
+    with pytest.raises(
+        ValueError, match=rf"name='tiny': train_images of {prepared}.* has sha256 .*; delete '{prepared}"
+    ):
         data.load("tiny", tmp_path)
     assert not (tmp_path / "tiny").exists()
 
 
 def test_load_missing_archive_says_where_to_put_it(tmp_path, tiny):
     tiny[1].unlink()
-    with pytest.raises(FileNotFoundError, match=rf"put the archive at '{tiny[1]}'; it cannot be downloaded"):
+    with pytest.raises(FileNotFoundError, match=rf"it cannot be downloaded\. Put\n  the archive\n    at '{tiny[1]}'"):
         data.load("tiny", tmp_path)
     assert not (tmp_path / "tiny").exists()
 
@@ -361,7 +283,7 @@ def test_load_missing_archive_says_where_to_put_it(tmp_path, tiny):
 def other_labels(path):
     arrays = make_arrays(seed=0)
     arrays["test_labels"] = (arrays["test_labels"] + 1) % 10
-    write_archive(path, arrays)
+    write_cifar10(path, arrays)
 
 
 def not_gzip(path):
@@ -386,91 +308,184 @@ def test_load_refuses_wrong_archive(tmp_path, tiny, damage):
     with pytest.raises(ValueError, match="tiny"):
         data.load("tiny", tmp_path)
     # And once the right archive is there, nothing of the wrong one is left.
-    write_archive(path, arrays)
+    write_cifar10(path, arrays)
     assert_holds(data.load("tiny", tmp_path), arrays)
 
 
 def test_load_refuses_another_archive_as_cifar10(tmp_path):
-    write_archive(tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz", make_arrays(seed=0))
-    with pytest.raises(ValueError, match="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"):
+    write_cifar10(tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz", make_arrays(seed=0))
+    with pytest.raises(ValueError, match="expected 170,052,171: it is another archive"):
         data.load("cifar10", tmp_path)
     assert not (tmp_path / "cifar10").exists()
 
 
-def test_cifar10_pin_is_that_of_tensorflow_datasets():
-    pinned = data.SOURCES["cifar10"].fetch.keywords
-    stock = cifar.checksums.get_all_url_infos()[pinned["url"]]
-    assert (stock.size, stock.checksum) == (pinned["size_bytes"], pinned["sha256"])
-    assert stock.filename == pinned["file_name"]
+def test_load_accepts_a_copied_folder(tmp_path, tiny):
+    """Prepared on a machine with internet; here are neither archive nor network."""
+    data.load("tiny", tmp_path)
+    shutil.copytree(tmp_path / "tiny", tmp_path / "cluster" / "tiny")
+    assert_holds(data.load("tiny", tmp_path / "cluster"), tiny[0])
+    assert [path.name for path in (tmp_path / "cluster").iterdir()] == ["tiny"]
 
 
-def test_load_downloads(tmp_path, server, monkeypatch):
-    url, path = server
-    arrays, content = make_arrays(seed=0), path.read_bytes()
-    archive = {"url": url, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
-    monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(arrays, **archive))
+def test_load_refuses_a_folder_from_an_archive_of_another_checksum(tmp_path, tiny, monkeypatch):
+    """Where only the archive is pinned, as for MNIST."""
+    arrays, path = tiny
+    pinned = dataclasses.replace(tiny_source(arrays), digests={})
+    archive = fake_archives.pinned(pinned.archives[0], path)
+    monkeypatch.setitem(data.SOURCES, "tiny", dataclasses.replace(pinned, archives=(archive,)))
     assert_holds(data.load("tiny", tmp_path), arrays)
-    # The download is kept: with the server gone it serves again.
-    path.unlink()
-    shutil.rmtree(tmp_path / "tiny")
-    shutil.rmtree(tmp_path / "tensorflow_datasets")
-    monkeypatch.setattr(cifar, "unreachable", lambda url: pytest.fail("asked although the download is there"))
+    other = dataclasses.replace(archive, sha256="0" * 64)
+    monkeypatch.setitem(data.SOURCES, "tiny", dataclasses.replace(pinned, archives=(other,)))
+    with pytest.raises(ValueError, match=rf"archives of other checksums than are pinned now.*delete '{tmp_path}/tiny'"):
+        data.load("tiny", tmp_path)
+
+
+def test_load_takes_no_notice_of_older_extractions(tmp_path, tiny):
+    """Where tensorflow-datasets unpacks archives lies another data set, unpacked from a file of the same name."""
+    arrays, path = tiny
+    other = make_arrays(seed=1)
+    for folder in ("extracted/tiny.tar.gz", "extracted/cifar-10-batches-bin", "manual/cifar-10-batches-bin"):
+        (tmp_path / "downloads" / folder).mkdir(parents=True)
+        rows = fake_archives.cifar_rows(other["test_images"], other["test_labels"])
+        (tmp_path / "downloads" / folder / "test_batch.bin").write_bytes(rows)
     assert_holds(data.load("tiny", tmp_path), arrays)
+    assert path.exists()
 
 
-@pytest.mark.parametrize("change", ["content", "missing"])
-def test_load_refuses_failed_download(tmp_path, server, monkeypatch, change):
-    url, path = server
-    archive = {"url": url, "sha256": hashlib.sha256(b"").hexdigest(), "size_bytes": 1}
-    monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(make_arrays(seed=0), **archive))
-    if change == "missing":
-        path.unlink()
-    expected = ValueError if change == "content" else FileNotFoundError
-    with pytest.raises(expected, match=r"put the archive at '.*/downloads/manual/tiny\.tar\.gz'; fetch it from"):
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk whose size a function sets, in KiB."""
+    folder, mounted = tmp_path / "disk", []
+    folder.mkdir()
+
+    def resize(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"{'remount,' if mounted else ''}size={size}k", "tmpfs", folder]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root can mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    yield resize
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    ("size", "stage"),
+    [(200, "the download"), (900, "the records of train"), (1600, "the records of test"), (2200, "the npy files")],
+)
+def test_load_says_that_the_disk_is_full(tmp_path, monkeypatch, small_disk, size, stage):
+    """In each stage of a data set of 677 kB; array_record and NumPy say it in words of their own."""
+    arrays = make_arrays(num_train=200, num_test=20)
+    served, folder = tmp_path / "server", small_disk(size)
+    write_cifar10(served / "tiny.tar.gz", arrays)
+    with fake_archives.serving(served) as url:
+        archive = fake_archives.pinned(Archive(file_name="tiny.tar.gz"), served / "tiny.tar.gz", f"{url}tiny.tar.gz")
+        monkeypatch.setitem(data.SOURCES, "tiny", fake_archives.registered("cifar10", arrays, [archive]))
+        with pytest.raises(OSError, match=rf"name='tiny': no room in '{folder}', which needs .* 1 MB") as error:
+            data.load("tiny", folder)
+        assert error.value.errno == errno.ENOSPC
+        assert not [path for path in folder.rglob("*") if path.is_file() and "tmp" in path.name], stage
+        small_disk(8000)
+        assert_holds(data.load("tiny", folder), arrays)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("614400 requested and 573312 written"),
+        RuntimeError('Failed to finalize writing of split "train": write() failed: No space left on device'),
+    ],
+)
+def test_load_knows_a_full_disk_by_its_names(tmp_path, tiny, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=f"name='tiny': no room in '{tmp_path}'"):
         data.load("tiny", tmp_path)
-    assert not (tmp_path / "tiny").exists()
+    monkeypatch.undo()
+    monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(tiny[0]))
+    assert_holds(data.load("tiny", tmp_path), tiny[0])
 
 
-def test_load_offline_says_what_to_fetch(tmp_path, monkeypatch):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/tiny.tar.gz"
-    archive = {"url": url, "sha256": "ab" * 32, "size_bytes": 1_234}
-    monkeypatch.setitem(data.SOURCES, "tiny", tiny_source(make_arrays(seed=0), **archive))
-    start = time.perf_counter()
-    with pytest.raises(FileNotFoundError) as error:
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), RuntimeError("something else")])
+def test_load_passes_other_errors_on(tmp_path, tiny, monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(np, "save", broken)
+    with pytest.raises(type(error), match=str(error.args[-1])):
         data.load("tiny", tmp_path)
-    assert time.perf_counter() - start < 15
-    for part in (
-        url,
-        "ab" * 32,
-        "1,234 bytes",
-        str(tmp_path / "downloads" / "manual" / "tiny.tar.gz"),
-        "refused",
-    ):
-        assert part in str(error.value)
 
 
-def test_unreachable_bounds_silence():
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        start = time.perf_counter()
-        failure = cifar.unreachable(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout_seconds=0.3)
-        assert time.perf_counter() - start < 3
-    assert "no answer within 0.3 s" in failure or "timed out" in failure
+def test_load_subset_is_of_the_whole(digits_dir):
+    whole, subset = data.load("digits", digits_dir), data.load("digits", digits_dir, 205)
+    assert subset.name == "digits-train205" == data.subset_name("digits", 205)
+    chosen = data.stratified(whole.train_labels, 10, 205)
+    np.testing.assert_array_equal(subset.train_images, whole.train_images[chosen])
+    np.testing.assert_array_equal(subset.train_labels, whole.train_labels[chosen])
+    for name in ("test_images", "test_labels", "class_names"):
+        np.testing.assert_array_equal(getattr(subset, name), getattr(whole, name))
+    assert np.bincount(subset.train_labels).tolist() == [21] * 5 + [20] * 5
+    expected = {"num_train": 205, "of": 1437, "index_sha256": hashlib.sha256(chosen.tobytes()).hexdigest()}
+    assert subset.provenance["subset"] == expected
+    assert whole.name == "digits" == data.subset_name("digits", None)
+    assert "subset" not in whole.provenance
+    assert [path.name for path in digits_dir.iterdir()] == ["digits"]
 
 
-def test_unreachable_counts_any_answer(server):
-    assert cifar.unreachable(server[0]) == ""
-    assert cifar.unreachable(server[0] + "/nowhere") == ""
+def test_subset_is_the_same_for_ever(digits_dir):
+    """A golden number: results name a subset by its size alone, so that another choice would be another data set."""
+    provenance = data.load("digits", digits_dir, 200).provenance
+    assert provenance["subset"]["index_sha256"] == "a183207fad9c09a9b3258f0959477c0a702b8af56441e9b797fdddbbde72bb20"
+
+
+@pytest.mark.parametrize("num_chosen", [10, 11, 57, 100])
+def test_stratified_takes_each_class_within_one_of_its_share(num_chosen):
+    labels = np.random.default_rng(0).integers(0, 10, 300)
+    chosen = data.stratified(labels, 10, num_chosen)
+    assert len(set(chosen.tolist())) == num_chosen
+    assert (np.diff(chosen) > 0).all()
+    counts = np.bincount(labels[chosen], minlength=10)
+    assert np.abs(counts - num_chosen / 10).max() < 1
+    assert counts.tolist() == sorted(counts, reverse=True)  # the first classes have one more
+
+
+def test_stratified_by_hand():
+    labels = np.array([1, 0, 0, 1, 0, 0, 1, 1, 0])  # class 0 at 1 2 4 5 8, class 1 at 0 3 6 7
+    # Of five items positions 0, 1, 3 and of four 0, 2.
+    assert data.stratified(labels, 2, 5).tolist() == [0, 1, 2, 5, 6]
+    assert data.stratified(labels, 2, 8).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert data.stratified(labels, 2, 1).tolist() == [1]
+    assert data.stratified(labels, 2, 0).tolist() == []
+
+
+def test_stratified_refuses_more_than_the_smallest_class_has():
+    labels = np.array([0] * 50 + [1] * 3)
+    assert len(data.stratified(labels, 2, 7)) == 7
+    with pytest.raises(ValueError, match="num_train=8: needs 4 images of class 1, which has 3"):
+        data.stratified(labels, 2, 8)
+
+
+@pytest.fixture(scope="module")
+def official_layout(shared, tmp_path_factory):
+    """The whole archive in CIFAR-10's layout and order, made of JPEG images."""
+    folder, tool = tmp_path_factory.mktemp("archive"), shared / "tools" / "make_cifar10_archive.py"
+    if not tool.exists():
+        pytest.skip("make_cifar10_archive.py is not there")
+    subprocess.run([sys.executable, tool, folder], check=True)
+    return folder / "cifar-10-binary.tar.gz"
 
 
 @pytest.mark.slow
-def test_load_cifar10_jpeg75(tmp_path, shared):
-    """The whole data set in CIFAR-10's size and order: its labels and the time and memory it takes."""
+def test_load_cifar10_jpeg75(tmp_path, shared, official_layout):
+    """The whole data set in CIFAR-10's size and order: its labels, and the time it takes."""
     manual = tmp_path / "downloads" / "manual"
-    tool = shared / "tools" / "make_cifar10_archive.py"
-    subprocess.run([sys.executable, tool, manual], check=True)
-    (manual / "cifar-10-binary.tar.gz").rename(manual / "cifar10-jpeg75-binary.tar.gz")
+    manual.mkdir(parents=True)
+    shutil.copy(official_layout, manual / "cifar10-jpeg75-binary.tar.gz")
     found = data.load("cifar10_jpeg75", tmp_path)
     assert np.all(np.bincount(found.train_labels) == 5000)
     with np.load(shared / "data" / "cifar10-lossless-subset.npz", allow_pickle=False) as lossless:
@@ -479,3 +494,20 @@ def test_load_cifar10_jpeg75(tmp_path, shared):
     start = time.perf_counter()
     data.load("cifar10_jpeg75", tmp_path)
     assert time.perf_counter() - start < 0.2
+    assert np.bincount(data.load("cifar10_jpeg75", tmp_path, 5000).train_labels).tolist() == [500] * 10
+
+
+@pytest.mark.slow
+def test_load_refuses_the_jpeg_images_as_cifar10(tmp_path, official_layout, monkeypatch):
+    """By the archive's checksum, and without it by the digests of the pixels, whose labels are the official ones."""
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    shutil.copy(official_layout, manual / "cifar-10-binary.tar.gz")
+    with pytest.raises(ValueError, match=r"cifar-10-binary.tar.gz has .* expected 170,052,171: it is another archive"):
+        data.load("cifar10", tmp_path)
+    unpinned = (Archive(file_name="cifar-10-binary.tar.gz"),)
+    monkeypatch.setitem(data.SOURCES, "cifar10", dataclasses.replace(data.SOURCES["cifar10"], archives=unpinned))
+    with pytest.raises(ValueError, match=r"name='cifar10': train_images\[:1000\] of .* has sha256"):
+        data.load("cifar10", tmp_path)
+    assert not (tmp_path / "cifar10").exists()
+    assert not list((tmp_path / "tensorflow_datasets").rglob("*.array_record*"))
