@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish test test-all bench-metagradient check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish test test-all bench-metagradient bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,12 @@ bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients besid
 	$(BENCH)/python -m benchmarks.step_vjp
 	$(BENCH)/python -m benchmarks.paper_cost
 	$(BENCH)/python -m benchmarks.plot_metagradient
+	$(BENCH)/python -m benchmarks.tables
+
+bench-audits: $(BENCH_STAMP)  ## level, power and seconds of bounds on epsilon beside their peers, an hour
+	$(BENCH)/python -m benchmarks.audit_speed
+	$(BENCH)/python -m benchmarks.calibration
+	$(BENCH)/python -m benchmarks.audit_peers
 	$(BENCH)/python -m benchmarks.tables
 
 # PyTorch's index is asked only if pip does not know the version without CUDA.

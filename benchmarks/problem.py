@@ -107,7 +107,7 @@ def design(setting: str, num_steps: int) -> tuple[nn.Module, SGD]:
 def _digits(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """The demo's images and labels."""
     dataset = data.load("digits", data_dir)
-    return images.enlarge(dataset.train_images, 16), dataset.train_labels
+    return images.resize(dataset.train_images, 16), dataset.train_labels
 
 
 def _random_images() -> tuple[np.ndarray, np.ndarray]:

@@ -1,20 +1,22 @@
-"""Writes the tables of benchmarks/README.md and docs/metagradients.md from the CSV files in benchmarks/results.
+"""Writes the tables of benchmarks/README.md and of two guides in docs from the CSV files in benchmarks/results.
 
 python -m benchmarks.tables
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import metagradient, paper_cost, step_vjp
+from benchmarks import audit_peers, audit_speed, calibration, data_loading, metagradient, paper_cost, step_vjp
+from benchmarks.audit_tables import audit_sections, auditing_sections
+from benchmarks.markdown import filled, markdown
 from metacanary import store
 
 README = Path(__file__).resolve().parent / "README.md"
 GUIDE = README.parent.parent / "docs" / "metagradients.md"
+AUDITING = README.parent.parent / "docs" / "auditing.md"
 NAMED = {
     "metacanary_all": "all states held",
     "metacanary_sqrt": "about 2 sqrt(T)",
@@ -27,13 +29,6 @@ NAMED = {
     "bergson_sqrt": "bergson (PyTorch)",
 }
 """What the guide's table shows."""
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown, numbers to the right."""
-    aligned = ["---" if i == 0 else "---:" for i in range(len(table.columns))]
-    lines = [list(table.columns), aligned, *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def by_num_steps(sweep: pd.DataFrame, column: str, digits: int) -> pd.DataFrame:
@@ -116,22 +111,29 @@ def cost(sweep: pd.DataFrame) -> str:
     return f"{what} {described(part)}\n\n{markdown(table)}"
 
 
-def filled(readme: str, generated: dict[str, str]) -> str:
-    """The README with its generated parts replaced."""
-    for name, text in generated.items():
-        begin, end = f"<!-- {name}: made by benchmarks.tables -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        parts = pattern.split(readme)
-        if len(parts) != 2:
-            raise ValueError(f"README: got no section {name!r}, expected {begin} and {end}")
-        readme = f"{begin}\n{text}\n{end}".join(parts)
-    return readme
+def loading(measured: pd.DataFrame) -> str:
+    """Seconds and memory of each way to load a data set, beside what is promised."""
+    first = measured.iloc[0]
+    described = f"{first['name']}, {first['processor']}, {first['versions']}, {first['date']}."
+    named = {"task": "task", "num_images": "images", "seconds": "seconds", "peak_rss_mib": "peak MiB"}
+    table = measured[list(named)].rename(columns=named)
+    table["seconds"] = table["seconds"].map("{:.3f}".format)
+    table["peak MiB"] = table["peak MiB"].map("{:.0f}".format)
+    for column, unit in (("promised_seconds", "promised seconds"), ("promised_mib", "promised MiB")):
+        table[unit] = measured[column].map("{:g}".format).where(measured[column].notna(), "")
+    return f"{described}\n\n{markdown(table)}"
 
 
 def main() -> None:
-    """Fill in the README and the guide."""
+    """Fill in the README and the guides."""
     results = [pd.read_csv(module.RESULTS) for module in (metagradient, paper_cost, step_vjp)]
-    for path, generated in ((README, sections(*results)), (GUIDE, {"cost": cost(results[0])})):
+    audits = [pd.read_csv(module.RESULTS) for module in (calibration, audit_peers, audit_speed)]
+    loaded = {"data_loading": loading(pd.read_csv(data_loading.RESULTS))}
+    for path, generated in (
+        (README, sections(*results) | audit_sections(*audits[:2]) | loaded),
+        (GUIDE, {"cost": cost(results[0])}),
+        (AUDITING, auditing_sections(*audits)),
+    ):
         store.write_text(path, filled(path.read_text(encoding="utf-8"), generated))
 
 

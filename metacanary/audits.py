@@ -1,35 +1,47 @@
-"""From scores and coins to lower bounds on epsilon: guesses, protocols, auditors.
+"""From scores and coins to lower bounds on epsilon.
 
-docs/auditing.md says what each number claims, and what breaks it.
+`python -m metacanary.audits FILE --delta DELTA` audits a file of scores. docs/auditing.md says what each number claims,
+and what breaks it.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import special
+from scipy import stats
 
-from metacanary import accounting, bounds
-from metacanary.bounds import fdp_gaussian, fdp_gaussian_mu, steinke, steinke_p_value
+from metacanary import bounds, protocols
+from metacanary.auditors import Auditor, select
+from metacanary.bounds import steinke, steinke_p_value
+from metacanary.bounds_fdp import fdp_epsilon_delta, fdp_gaussian, fdp_gaussian_mu
+from metacanary.bounds_product import order_statistic, order_statistic_gaussian, order_statistic_gaussian_mu
+from metacanary.bounds_rates import clopper_pearson, credible_rates, gaussian_auroc_mu, gaussian_rates
+from metacanary.guesses import Games, Guesses, count_correct, default_grid, make_games
+from metacanary.protocols import PROTOCOLS, Finding, Options
 from metacanary.scores import auroc
 
 __all__ = [
-    "AUDITORS",
     "COLUMNS",
     "PROTOCOLS",
-    "Auditor",
     "audit",
+    "clopper_pearson",
     "count_correct",
+    "credible_rates",
     "default_grid",
+    "fdp_epsilon_delta",
     "fdp_gaussian",
     "fdp_gaussian_mu",
+    "gaussian_auroc_mu",
+    "gaussian_rates",
+    "order_statistic",
+    "order_statistic_gaussian",
+    "order_statistic_gaussian_mu",
     "steinke",
     "steinke_p_value",
 ]
 
-PROTOCOLS = ("fixed", "corrected", "paper")
 COLUMNS = (
     "auditor",
     "protocol",
@@ -39,44 +51,13 @@ COLUMNS = (
     "ceiling",
     "num_canaries",
     "num_guesses",
+    "num_guesses_in",
     "num_correct",
     "auroc",
 )
-_SMALLEST_GUESSES = 10  # fewer right guesses reject little: 10 of 10 bound epsilon by 1.05 at level 0.05
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Auditor:
-    """A way to turn a count of right guesses into a lower bound.
-
-    Attributes:
-      name: As in the results table.
-      assumption: What must hold of the mechanism: "worst_case" (nothing) or "family" (its curve is Gaussian).
-      root: (num_canaries, num_guesses, num_correct, delta, significance, floor) -> the largest rejected
-        parameter, or the floor.
-      to_epsilon: (parameter, delta) -> epsilon.
-    """
-
-    name: str
-    assumption: str
-    root: Callable[[int, int, int, float, float, float], float]
-    to_epsilon: Callable[[float, float], float]
-
-
-AUDITORS = (
-    Auditor(
-        name="steinke",
-        assumption="worst_case",
-        root=bounds.steinke_root,
-        to_epsilon=lambda epsilon, delta: epsilon,
-    ),
-    Auditor(
-        name="fdp_gaussian",
-        assumption="family",
-        root=lambda m, r, v, delta, level, floor: bounds.fdp_gaussian_root(m, r, v, level, floor),
-        to_epsilon=accounting.gaussian_epsilon,
-    ),
-)
+POOLED = "pooled"
+_IMPOSSIBLE = 1e-6  # probability of coins that are refused
+_ENOUGH_COINS = 30  # two runs have these in common with probability 1e-9
 
 
 def audit(
@@ -86,174 +67,156 @@ def audit(
     delta: float,
     significance: float = 0.05,
     pairs: npt.ArrayLike | None = None,
-    protocol: str = "corrected",
-    num_guesses: int | None = None,
-    grid: Sequence[int] | None = None,
+    protocol: str | None = None,
+    num_guesses: int | float | Guesses | None = None,
+    grid: Sequence[int | float | Guesses] | None = None,
+    spending: str = "bonferroni",
+    surrogates: tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    num_splits: int = 25,
+    seed: int = 0,
+    multi_run: bool = False,
+    auditors: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Lower bounds on epsilon from the scores of one game, one row per auditor.
-
-    Runs may be pooled: concatenate their scores and coins (and give each run its own pair numbers).
+    """Lower bounds on epsilon from the scores of one game or of several, one row per auditor (and run).
 
     Args:
-      scores: Shape [m], finite; higher means more likely to have been inserted.
-      included: Shape [m], 0 or 1: the coins. Fair and independent; in the paired game one fair coin per pair.
+      scores: Shape [m], or [R, m] for R runs; finite; higher means more likely to have been inserted.
+      included: The same shape, 0 or 1: the coins. Fair and independent, each run's its own; in the paired game one fair
+        coin per pair.
       delta: Where epsilon is bounded, in (0, 1).
       significance: Probability of a bound above the true epsilon (one minus confidence), in (0, 0.5).
       pairs: Shape [m], the pair number of each canary, for the paired game; None for independent coins.
-      protocol: How the number of guesses is chosen. "fixed": `num_guesses`, declared before looking at the
-        scores. "corrected": the best of `grid`, declared before looking, each at level
-        significance / len(grid). "paper": the best on the same scores, uncorrected; no valid bound, but what
+      protocol: How the number of guesses is chosen; None for "surrogate" if there are surrogates, else "corrected".
+        "fixed": `num_guesses`, declared before looking at the scores. "corrected": the best of `grid`, declared before
+        looking, the significance spent over it. "holdout": the best of `grid` on one half of the coins, tested on the
+        other. "median": the median of such bounds over `num_splits` splits, each at half the significance. "surrogate":
+        the best of `grid` on `surrogates`. "paper": the best on the same scores, uncorrected; no valid bound, but what
         published numbers may have done.
-      num_guesses: For "fixed"; None for all canaries (pairs).
-      grid: For "corrected": distinct numbers of guesses; None for `default_grid`. For "paper" the same, but
-        None for all of 1 .. m.
+      num_guesses: For "fixed": (IN, OUT), or their sum, half of it IN; a float is a fraction of the coins; None for all
+        canaries (pairs).
+      grid: For all but "fixed": distinct numbers of guesses. None: `default_grid`; 1 .. m (1,000 of them) for "paper";
+        all of `guesses.two_sided_grid` for "surrogate".
+      spending: For "corrected": "bonferroni" (equal shares) or "geometric" (1/2, 1/4, ... in the order of the grid).
+      surrogates: For "surrogate": scores [S, m'] and coins of runs that are not audited; with `pairs`, m' = m.
+      num_splits: For "median", >= 1.
+      seed: Of the splits.
+      multi_run: Whether each score comes from a training run of its own; then independence is no assumption.
+      auditors: Names of `auditors.AUDITORS`; None for all.
 
     Returns:
-      One row per auditor with columns `COLUMNS`. `num_canaries` counts pairs in the paired game; `ceiling` is
-      the bound for guesses that are all right; `assumption` is "none" under "paper"; `auroc` is NaN if all
-      coins are equal.
+      One row per auditor with columns `COLUMNS`. `num_canaries` counts the tested coins: pairs in the paired game, half
+      of them under "holdout" and "median". `ceiling` is the largest bound that the protocol could have given, had no
+      guess been wrong; `assumption` is that of `Auditor.assumes`, "none" under "paper"; `num_guesses_in` of
+      `num_guesses` are IN; rates decide on all canaries, an AUROC makes no guesses (0); `auroc` is NaN if all coins are
+      equal. For [R, m] the first column is `run`, 0 .. R-1, and "pooled" for the coins of all runs as one game.
 
     Raises:
-      ValueError: If shapes differ, scores are not finite, coins are not 0 or 1, a pair has not exactly two
-        members with exactly one included, a number of guesses exceeds the canaries, or an option does not
-        belong to the protocol.
+      ValueError: If shapes differ, scores are not finite, coins are not 0 or 1, a pair has not exactly two members with
+        exactly one included, a number of guesses exceeds the canaries, or an option does not belong to the protocol.
+        Also if the coins cannot be what they should: so many or few in that fair coins give it with a probability below
+        1e-6, two runs, or an audited and a surrogate run, with the same 30 or more coins, or with equal scores too.
 
     Guarantees:
-      - Under "fixed" and "corrected" each row, under its assumption, exceeds the true epsilon with
-        probability at most `significance`. (The rows of two auditors are not one simultaneous statement.)
+      - But under "paper", each row, under its assumption, exceeds the true epsilon with probability at most
+        `significance`; "asymptotic" rows for many canaries, "credible" rows not. (Two rows are not one simultaneous
+        statement.)
       - Scores that do not depend on the coins, ties included, give the bound 0 with probability at least
-        1 - significance if the order of rows does not depend on the coins either. If it does (members first),
-        tied scores still give about chance, not a perfect attack.
-      - Depends on the scores through their order only (in the paired game: on that of gaps too).
+        1 - significance if the order of rows does not depend on the coins either. If it does (members first), tied
+        scores still give about chance, not a perfect attack.
+      - Depends on the scores through their order only (in the paired game: on that of gaps too). The order of rows
+        decides ties, the halves of "holdout" and "median", and in the paired game which member of a pair comes first,
+        which rates and AUROC see; no level depends on it.
 
     References:
       Steinke, Nasr, Jagielski 2023, arXiv 2305.08846, Algorithm 1.
-      Mahloujifar, Melis, Chaudhuri 2024, arXiv 2410.22235.
+      Mahloujifar, Melis, Chaudhuri 2024, arXiv 2410.22235. Xiang et al. 2025, arXiv 2509.08704.
+      Jagielski, Ullman, Oprea 2020, arXiv 2006.07709. Nasr et al. 2023, arXiv 2302.07956.
+      Zanella-Beguelin et al. 2022, arXiv 2206.05199. Meinshausen, Meier, Buehlmann 2009, arXiv 0811.2177 ("median").
     """
-    _check_levels(delta, significance)
-    values, coins = _check_game(scores, included)
-    correct = _correct_by_guesses(values, coins, _check_pairs(pairs, coins))
-    guesses, level = _plan(protocol, len(correct) - 1, significance, num_guesses, grid)
-    shared = {
-        "protocol": protocol,
-        "adjacency": "add_remove" if pairs is None else "replace_one",
-        "num_canaries": len(correct) - 1,
-        "auroc": _auroc(values, coins),
-    }
-    rows = [shared | _bound(auditor, correct, guesses, delta, level) for auditor in AUDITORS]
+    bounds.check_delta(delta, zero=False)
+    bounds.check_significance(significance)
+    games = make_games(scores, included, pairs)
+    protocol = protocol or ("corrected" if surrogates is None else "surrogate")
+    options = Options(
+        delta=delta,
+        significance=significance,
+        num_guesses=num_guesses,
+        grid=grid,
+        spending=spending,
+        surrogates=None if surrogates is None else make_games(*surrogates, pairs),
+        num_splits=num_splits,
+        seed=seed,
+    )
+    protocols.check(protocol, options, games)
+    _check_coins(games, options.surrogates)
+    chosen = select(auditors)
+    values, coins = np.atleast_2d(np.asarray(scores, np.float64)), np.atleast_2d(np.asarray(included)).astype(bool)
+    rows = _rows(
+        games, chosen, protocol, options, [_auroc(v, c) for v, c in zip(values, coins, strict=True)], multi_run
+    )
+    if np.ndim(scores) == 1:
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+    runs = [str(run) for run in range(len(values)) for _ in chosen]
+    rows += _rows(games.pooled(), chosen, protocol, options, [_auroc(values.ravel(), coins.ravel())], multi_run)
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    return frame.assign(assumption="none") if protocol == "paper" else frame
+    frame.insert(0, "run", runs + [POOLED] * len(chosen))
+    return frame
 
 
-def default_grid(num_canaries: int) -> tuple[int, ...]:
-    """Numbers of guesses tried by "corrected": m, m/2, m/4, ... (rounded up) while at least 10.
-
-    Args:
-      num_canaries: Canaries, or pairs in the paired game (m), >= 1.
-
-    Returns:
-      Distinct numbers of guesses, largest first. They depend on m only and so cannot be fitted to the scores.
-
-    Raises:
-      ValueError: If num_canaries < 1.
-    """
-    if num_canaries < 1:
-        raise ValueError(f"num_canaries is {num_canaries}, expected an integer >= 1")
-    grid = [num_canaries]
-    while (half := -(-num_canaries // 2 ** len(grid))) >= _SMALLEST_GUESSES:
-        grid.append(half)
-    return tuple(grid)
+def _rows(
+    games: Games,
+    chosen: Sequence[Auditor],
+    protocol: str,
+    options: Options,
+    areas: Sequence[float],
+    multi_run: bool,
+) -> list[dict[str, object]]:
+    """A row per run and auditor; an AUROC per run is given."""
+    found = [protocols.find(auditor, protocol, options, games) for auditor in chosen]
+    return [
+        _row(auditor, findings[run], protocol, options.delta, multi_run)
+        | {"adjacency": "replace_one" if games.paired else "add_remove", "auroc": area}
+        for run, area in enumerate(areas)
+        for auditor, findings in zip(chosen, found, strict=True)
+    ]
 
 
-def count_correct(
-    scores: npt.ArrayLike, included: npt.ArrayLike, num_guesses: int, *, pairs: npt.ArrayLike | None = None
-) -> int:
-    """How many of `num_guesses` guesses are right.
-
-    Independent coins: the num_guesses // 2 highest scores are guessed IN, as many of the lowest (one more if
-    odd) OUT. Pairs: in the num_guesses pairs with the largest gap of scores the member with the higher score
-    is guessed IN. Ties are broken by a fixed pseudo-random order of positions, so that nothing leaks from how
-    canaries are ordered.
-
-    Args:
-      scores: Shape [m], finite; higher means more likely to have been inserted.
-      included: Shape [m], 0 or 1.
-      num_guesses: At most m, or the number of pairs.
-      pairs: Shape [m], the pair number of each canary; None for independent coins.
-
-    Returns:
-      The number of right guesses.
-
-    Raises:
-      ValueError: As `audit`.
-    """
-    values, coins = _check_game(scores, included)
-    correct = _correct_by_guesses(values, coins, _check_pairs(pairs, coins))
-    (guesses,) = _check_guesses("num_guesses", [num_guesses], len(correct) - 1)
-    return int(correct[guesses])
-
-
-def _correct_by_guesses(values: np.ndarray, coins: np.ndarray, pairs: np.ndarray | None) -> np.ndarray:
-    """Right guesses for 0 .. m guesses: integers, shape [m + 1]."""
-    # Any order that ignores the coins is valid; by position, a table with all IN rows first would tell them.
-    tiebreak = np.random.default_rng(0).permutation(len(values))
-    if pairs is not None:
-        return _correct_pairs(values, coins, pairs, tiebreak)
-    ascending = coins[np.lexsort((tiebreak, values))]
-    right_in = np.concatenate([[0], np.cumsum(ascending[::-1])])
-    right_out = np.concatenate([[0], np.cumsum(~ascending)])
-    guesses = np.arange(len(values) + 1)
-    return right_in[guesses // 2] + right_out[guesses - guesses // 2]
-
-
-def _correct_pairs(values: np.ndarray, coins: np.ndarray, pairs: np.ndarray, tiebreak: np.ndarray) -> np.ndarray:
-    """Right guesses for 0 .. m guesses among m pairs, largest gaps first: integers, shape [m + 1]."""
-    members = np.lexsort((tiebreak, pairs)).reshape(-1, 2)
-    first, second = values[members].T
-    guessed = np.where(second > first, members[:, 1], members[:, 0])
-    by_gap = np.lexsort((tiebreak[members[:, 0]], -np.abs(first - second)))
-    return np.concatenate([[0], np.cumsum(coins[guessed][by_gap])])
-
-
-def _plan(
-    protocol: str, total: int, significance: float, num_guesses: int | None, grid: Sequence[int] | None
-) -> tuple[np.ndarray, float]:
-    """The numbers of guesses to try, and the level of each."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}, expected one of {PROTOCOLS}")
-    if protocol == "fixed":
-        if grid is not None:
-            raise ValueError(f"grid is {grid!r}, expected None under protocol 'fixed' (it takes num_guesses)")
-        declared = [total if num_guesses is None else num_guesses]
-        return _check_guesses("num_guesses", declared, total), significance
-    if num_guesses is not None:
-        raise ValueError(f"num_guesses is {num_guesses!r}, expected None under protocol {protocol!r} (it takes grid)")
-    if protocol == "paper":
-        return _check_guesses("grid", range(1, total + 1) if grid is None else grid, total), significance
-    guesses = _check_guesses("grid", default_grid(total) if grid is None else grid, total)
-    return guesses, significance / len(guesses)
-
-
-def _bound(auditor: Auditor, correct: np.ndarray, guesses: np.ndarray, delta: float, level: float) -> dict[str, object]:
-    """The best bound over the numbers of guesses, and the ceiling."""
-    total = len(correct) - 1
-    right = correct[guesses]
-    # The most promising first: for the others one test at the best parameter so far is enough.
-    accuracy = special.betaincinv(np.maximum(right, 1), guesses - right + 1, level) * (right > 0)
-    best, chosen = 0.0, int(np.argmax(guesses))
-    for index in np.argsort(-accuracy, kind="stable"):
-        root = auditor.root(total, int(guesses[index]), int(right[index]), delta, level, best)
-        if root > best:
-            best, chosen = root, int(index)
-    most = int(guesses.max())
+def _row(auditor: Auditor, finding: Finding, protocol: str, delta: float, multi_run: bool) -> dict[str, object]:
+    """What an auditor found in a run."""
+    made, guessed_in, right = auditor.statistic.counts(finding.numbers, finding.guesses)
     return {
         "auditor": auditor.name,
-        "assumption": auditor.assumption,
-        "epsilon_lower": auditor.to_epsilon(best, delta),
-        "ceiling": auditor.to_epsilon(auditor.root(total, most, most, delta, level, 0.0), delta),
-        "num_guesses": int(guesses[chosen]),
-        "num_correct": int(right[chosen]),
+        "protocol": protocol,
+        "assumption": auditor.assumes(protocol, multi_run=multi_run),
+        "epsilon_lower": auditor.to_epsilon(finding.parameter, delta),
+        "ceiling": auditor.to_epsilon(finding.ceiling, delta),
+        "num_canaries": finding.size,
+        "num_guesses": made,
+        "num_guesses_in": guessed_in,
+        "num_correct": right,
     }
+
+
+def _check_coins(games: Games, surrogates: Games | None) -> None:
+    """ValueError if coins are not fair, or shared by runs: mistakes that give large bounds without any leak."""
+    if not games.paired:  # of a pair one is in, whatever the coin
+        for num_in in games.coins.sum(axis=1):
+            chance = stats.binomtest(int(num_in), games.size).pvalue
+            if chance < _IMPOSSIBLE:
+                raise ValueError(
+                    f"included: {num_in} of {games.size} canaries are in, which fair coins give with probability "
+                    f"{chance:.1g}; expected a fair coin for each canary, flipped before training"
+                )
+    if games.size >= _ENOUGH_COINS and len(np.unique(games.coins, axis=0)) < len(games.coins):
+        raise ValueError("included: two runs have the same coins, expected each run to flip its own")
+    if surrogates is None or surrogates.size != games.size:
+        return
+    for coins, values in zip(surrogates.coins, surrogates.values, strict=True):
+        same = (games.coins == coins).all(axis=1)
+        if games.size < _ENOUGH_COINS:
+            same &= (games.values == values).all(axis=1)
+        if same.any():
+            raise ValueError("surrogates: a run has the coins of an audited run, expected runs that are not audited")
 
 
 def _auroc(values: np.ndarray, coins: np.ndarray) -> float:
@@ -261,49 +224,7 @@ def _auroc(values: np.ndarray, coins: np.ndarray) -> float:
     return auroc(values, coins) if 0 < coins.sum() < len(coins) else float("nan")
 
 
-def _check_levels(delta: float, significance: float) -> None:
-    """ValueError unless delta and significance are in range."""
-    bounds.check_delta(delta, zero=False)
-    bounds.check_significance(significance)
+if __name__ == "__main__":
+    from metacanary import audit_file
 
-
-def _check_game(scores: npt.ArrayLike, included: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Scores as float64 [m], coins as bool [m]."""
-    values, coins = np.asarray(scores, np.float64), np.asarray(included)
-    if values.ndim != 1 or values.size == 0 or values.shape != coins.shape:
-        raise ValueError(
-            f"scores and included have shapes {values.shape} and {coins.shape}, expected the same [m], m >= 1"
-        )
-    if not np.isfinite(values).all():
-        raise ValueError(f"scores has {np.count_nonzero(~np.isfinite(values))} values that are not finite")
-    if not np.isin(coins, (0, 1)).all():
-        raise ValueError(f"included has values {np.unique(coins)[:5]}, expected 0 and 1 only")
-    return values, coins.astype(bool)
-
-
-def _check_pairs(pairs: npt.ArrayLike | None, coins: np.ndarray) -> np.ndarray | None:
-    """Pair numbers as an array [m]: each number twice, one member included."""
-    if pairs is None:
-        return None
-    numbers = np.asarray(pairs)
-    if numbers.shape != coins.shape or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(f"pairs has shape {numbers.shape} and dtype {numbers.dtype}, expected integers {coins.shape}")
-    unique, inverse, members = np.unique(numbers, return_inverse=True, return_counts=True)
-    if (members != 2).any():
-        raise ValueError(f"pairs: pair {unique[members != 2][0]} has {members[members != 2][0]} members, expected 2")
-    inserted = np.bincount(inverse, weights=coins)
-    if (inserted != 1).any():
-        raise ValueError(
-            f"included: pair {unique[inserted != 1][0]} has {inserted[inserted != 1][0]:.0f} members in, expected 1"
-        )
-    return numbers
-
-
-def _check_guesses(name: str, guesses: Sequence[int], total: int) -> np.ndarray:
-    """Distinct numbers of guesses within 1 .. total, as an array."""
-    numbers = np.asarray(list(guesses))
-    if numbers.size == 0 or not np.issubdtype(numbers.dtype, np.integer) or len(np.unique(numbers)) != len(numbers):
-        raise ValueError(f"{name} is {list(guesses)}, expected distinct integers")
-    if numbers.min() < 1 or numbers.max() > total:
-        raise ValueError(f"{name} is {list(guesses)}, expected 1 <= num_guesses <= {total} (canaries or pairs)")
-    return numbers
+    sys.exit(audit_file.main())

@@ -1,22 +1,18 @@
-"""Lower bounds on epsilon from a count of right guesses: Steinke et al. and Mahloujifar et al.
+"""The lower bound on epsilon of Steinke et al. from a count of right guesses, and what all bounds share.
 
-All bounds are found by exact root finding in float64, never on a grid that could end too early. The public
-functions are re-exported by `metacanary.audits`.
+All bounds are found by exact root finding in float64, never on a grid that could end too early. `bounds_fdp`,
+`bounds_product` and `bounds_rates` hold the others; `auditors` lists them.
 """
 
 import functools
 import math
 import operator
-import statistics
 from collections.abc import Callable
 
 import numpy as np
 from scipy import optimize, special
 
-from metacanary import accounting
-
 _XTOL = 1e-12
-_normal_quantile = statistics.NormalDist().inv_cdf  # scalar, 20 times faster than scipy.special.ndtri
 
 
 def steinke_p_value(num_canaries: int, num_guesses: int, num_correct: int, *, epsilon: float, delta: float) -> float:
@@ -47,7 +43,7 @@ def steinke_p_value(num_canaries: int, num_guesses: int, num_correct: int, *, ep
       Steinke, Nasr, Jagielski 2023, "Privacy Auditing with One (1) Training Run", arXiv 2305.08846,
       Theorem 5.2.
     """
-    counts = _check_counts(num_canaries, num_guesses, num_correct)
+    counts = check_counts(num_canaries, num_guesses, num_correct)
     check_delta(delta, zero=True)
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon is {epsilon}, expected a finite number >= 0")
@@ -83,78 +79,10 @@ def steinke(
       Steinke, Nasr, Jagielski 2023, "Privacy Auditing with One (1) Training Run", arXiv 2305.08846,
       Theorem 5.2.
     """
-    counts = _check_counts(num_canaries, num_guesses, num_correct)
+    counts = check_counts(num_canaries, num_guesses, num_correct)
     check_delta(delta, zero=True)
     check_significance(significance)
     return steinke_root(*counts, float(delta), float(significance))
-
-
-def fdp_gaussian(
-    num_canaries: int, num_guesses: int, num_correct: int, *, delta: float, significance: float = 0.05
-) -> float:
-    """Lower confidence bound on epsilon at delta of a mechanism known to be mu-GDP for some mu.
-
-    `fdp_gaussian_mu`, converted exactly at delta.
-
-    Args:
-      num_canaries: All canaries with a coin of their own (m), guessed or not; pairs in the paired game.
-      num_guesses: Guesses made (c), abstentions not counted; fixed before looking at scores.
-      num_correct: Right guesses (v).
-      delta: Where the Gaussian trade-off curve is converted to epsilon, in (0, 1).
-      significance: Probability of a bound above the true epsilon (one minus confidence), in (0, 0.5).
-
-    Returns:
-      The bound; 0 if no mu is rejected. It is no bound for a mechanism with another trade-off curve
-      (docs/auditing.md has a counter-example).
-
-    Raises:
-      ValueError: If a count, delta or significance is out of range.
-
-    Guarantees:
-      - Exceeds the epsilon of a mechanism whose trade-off curve is Gaussian with probability at most
-        `significance`.
-      - 0 if at most half of the guesses are right.
-      - Never falls as `num_correct` or `significance` grows; never grows with `delta`.
-
-    References:
-      Mahloujifar, Melis, Chaudhuri 2024, "Auditing f-Differential Privacy in One Run", arXiv 2410.22235.
-      Dong, Roth, Su 2019, "Gaussian Differential Privacy", arXiv 1905.02383, Corollary 2.13.
-    """
-    check_delta(delta, zero=False)
-    mu = fdp_gaussian_mu(num_canaries, num_guesses, num_correct, significance=significance)
-    return accounting.gaussian_epsilon(mu, delta)
-
-
-def fdp_gaussian_mu(num_canaries: int, num_guesses: int, num_correct: int, *, significance: float = 0.05) -> float:
-    """Largest mu such that mu-GDP is rejected by that many right guesses.
-
-    With m canaries, c guesses, v right ones, tau the significance and the inverse blow-up
-    fbar^-1(x) = Phi(Phi^-1(x) - mu): start at r = tau v/m, h = tau (c-v)/m; for i = v-1 .. 0:
-
-        h' = max(h, fbar^-1(r)),  r = min(1, r + i/(c-i) (h' - h)),  h = h';
-
-    reject iff r + h > c/m. Here r and h bound from below the shares of right and of wrong guesses that a
-    mu-GDP mechanism must make if it makes v right ones with probability tau; their sum cannot exceed c/m.
-
-    Args:
-      num_canaries: All canaries with a coin of their own (m), guessed or not; pairs in the paired game.
-      num_guesses: Guesses made (c), abstentions not counted; fixed before looking at scores.
-      num_correct: Right guesses (v).
-      significance: Probability of a bound above the true mu (tau), in (0, 0.5).
-
-    Returns:
-      The bound; 0 if no mu is rejected.
-
-    Raises:
-      ValueError: If a count or significance is out of range.
-
-    References:
-      Mahloujifar, Melis, Chaudhuri 2024, "Auditing f-Differential Privacy in One Run", arXiv 2410.22235,
-      algorithm "audit with cap".
-    """
-    counts = _check_counts(num_canaries, num_guesses, num_correct)
-    check_significance(significance)
-    return fdp_gaussian_root(*counts, float(significance))
 
 
 @functools.lru_cache(maxsize=65536)
@@ -177,27 +105,10 @@ def steinke_root(
     # With delta = 0 this is the Clopper-Pearson lower limit; the delta term only lowers it.
     wrong = special.betainccinv(num_guesses - num_correct + 1, num_correct, significance)
     upper = float(math.log1p(-wrong) - math.log(wrong))
-    return _last_rejected(excess, floor, max(upper, floor))
+    return last_rejected(excess, floor, max(upper, floor))
 
 
-@functools.lru_cache(maxsize=65536)
-def fdp_gaussian_root(
-    num_canaries: int, num_guesses: int, num_correct: int, significance: float, floor: float = 0.0
-) -> float:
-    """`fdp_gaussian_mu` without checks, or `floor` where the bound is lower (costs one recursion)."""
-
-    def excess(mu: float) -> float:
-        return -_fdp_gaussian_margin(num_canaries, num_guesses, num_correct, mu, significance)
-
-    if excess(floor) >= 0:
-        return floor
-    upper = max(1.0, 2.0 * floor)
-    while excess(upper) < 0:
-        upper *= 2.0
-    return _last_rejected(excess, floor, upper)
-
-
-def _last_rejected(excess: Callable[[float], float], lower: float, upper: float) -> float:
+def last_rejected(excess: Callable[[float], float], lower: float, upper: float) -> float:
     """The crossing of `excess` from negative to non-negative; `upper` if rounding hides it."""
     if excess(upper) <= 0:
         return upper
@@ -233,29 +144,7 @@ def _log_choose(total: int) -> np.ndarray:
     return special.gammaln(total + 1) - special.gammaln(k + 1) - special.gammaln(total - k + 1)
 
 
-def _fdp_gaussian_margin(
-    num_canaries: int, num_guesses: int, num_correct: int, mu: float, significance: float
-) -> float:
-    """r + h - c/m after the recursion: positive iff mu-GDP is rejected; falls with mu."""
-    right = significance * num_correct / num_canaries
-    wrong = significance * (num_guesses - num_correct) / num_canaries
-    for i in range(num_correct - 1, -1, -1):
-        forced = max(wrong, _gaussian_blow_up_inverse(right, mu))
-        if forced == wrong:
-            break  # a fixed point: neither value can change any more
-        right = min(1.0, right + i / (num_guesses - i) * (forced - wrong))
-        wrong = forced
-    return right + wrong - num_guesses / num_canaries
-
-
-def _gaussian_blow_up_inverse(x: float, mu: float) -> float:
-    """Phi(Phi^-1(x) - mu)."""
-    if x >= 1.0:
-        return 1.0
-    return 0.5 * math.erfc((mu - _normal_quantile(x)) * math.sqrt(0.5))
-
-
-def _check_counts(num_canaries: int, num_guesses: int, num_correct: int) -> tuple[int, int, int]:
+def check_counts(num_canaries: int, num_guesses: int, num_correct: int) -> tuple[int, int, int]:
     """The counts as Python ints; ValueError unless 0 <= correct <= guesses <= canaries and guesses >= 1."""
     try:
         counts = tuple(operator.index(count) for count in (num_canaries, num_guesses, num_correct))

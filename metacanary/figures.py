@@ -187,8 +187,8 @@ def figure2(
     Args:
       frame: summary/epsilon.csv.
       score: The membership score.
-      auditor: "steinke" or "fdp_gaussian".
-      protocol: "fixed", "corrected" or "paper".
+      auditor: One of `auditors.NAMES`.
+      protocol: One of `audits.PROTOCOLS`.
       random_line: Whether to draw the line of a guesser that knows nothing, AUROC 1/2.
       dataset: Which rows to take; None if there is but one, as the two that follow.
       training: The training recipe.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 from metacanary import store
 
+SUMMARY = "summary/epsilon.csv"  # published compressed: it has a row per run, snapshot, score, auditor and protocol
 PUBLISHED = (
-    *("summary/epsilon.csv", "summary/epsilon.provenance.json"),
+    *(SUMMARY, "summary/epsilon.provenance.json"),
+    *("tables/bounds.csv", "tables/bounds.md"),
     *("tables/table1.csv", "tables/table1.md", "tables/table2.csv", "tables/table2.md"),
     *("figures/figure1.png", "figures/figure2.png"),
 )
@@ -56,7 +59,11 @@ def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
     made_on = _made_on(results, results / names[0])
     docs.mkdir(parents=True, exist_ok=True)
     for name in names:
-        shutil.copyfile(results / name, docs / Path(name).name)
+        if name == SUMMARY:
+            with store.atomic(docs / "epsilon.csv.gz") as file:
+                file.write(gzip.compress((results / name).read_bytes(), mtime=0))
+        else:
+            shutil.copyfile(results / name, docs / Path(name).name)
     store.write_json(docs / "made_on.json", made_on)
 
 

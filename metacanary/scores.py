@@ -1,17 +1,10 @@
-"""Membership scores of models, and what they are worth: AUROC and ROC."""
+"""Membership scores from logits, and what scores are worth: AUROC and ROC."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-import jax
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import special, stats
-
-from metacanary.canaries import Canaries
-
-_PARAMS = "params/"
 
 
 def negative_loss(logits: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
@@ -128,84 +121,6 @@ def tpr_at_fpr(scores: npt.ArrayLike, included: npt.ArrayLike, fpr: float) -> fl
         raise ValueError(f"fpr is {fpr}, expected a number in [0, 1]")
     false_positive, true_positive = roc(scores, included)
     return float(true_positive[false_positive <= fpr].max())
-
-
-def score_block(
-    model: Any,
-    arrays: Mapping[str, np.ndarray],
-    canaries: Canaries,
-    *,
-    on_model: Callable[[], object] | None = None,
-) -> pd.DataFrame:
-    """Scores of all canaries under all snapshots of a block of runs.
-
-    Args:
-      model: Flax module, images [m, h, w, c] in [0, 1] -> logits [m, k].
-      arrays: A block of K runs with S snapshots: run [K], step [S], canary_id [m], included [K, m], and
-        parameters "params/<path>" [K, S, ...].
-      canaries: The canaries of these runs, in any order.
-      on_model: Called after each snapshot, to show progress.
-
-    Returns:
-      Long table with columns run, step, canary_id, included (0 or 1), score (name), value; rows are ordered
-      by run, step, score, and canary as in `canaries`.
-
-    Raises:
-      ValueError: If the ids of block and canaries differ.
-      FloatingPointError: If a logit is not finite.
-
-    Guarantees:
-      - Coins and scores are joined by canary id: another order of `canaries` changes the order of rows only.
-    """
-    ids = np.asarray(canaries.id)
-    included = np.asarray(arrays["included"])[:, _columns(np.asarray(arrays["canary_id"]), ids)]
-    apply = jax.jit(lambda params, images: model.apply({"params": params}, images))
-    frames = []
-    for i, run in enumerate(np.asarray(arrays["run"])):
-        for j, step in enumerate(np.asarray(arrays["step"])):
-            logits = apply(_params(arrays, i, j), canaries.images)
-            columns = {
-                "run": int(run),
-                "step": int(step),
-                "canary_id": ids,
-                "included": included[i].astype(int),
-            }
-            frames += _score_frames(columns, np.asarray(logits), canaries.label)
-            if on_model:
-                on_model()
-    return pd.concat(frames, ignore_index=True)
-
-
-def _score_frames(columns: dict[str, Any], logits: np.ndarray, labels: np.ndarray) -> list[pd.DataFrame]:
-    """One table per score of one snapshot."""
-    if not np.isfinite(logits).all():
-        raise FloatingPointError(f"logits are not finite at run {columns['run']}, step {columns['step']}")
-    return [pd.DataFrame(columns | {"score": name, "value": score(logits, labels)}) for name, score in SCORES.items()]
-
-
-def _columns(block_ids: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Positions of `ids` in `block_ids`; both must hold the same ids, each once."""
-    order = np.argsort(block_ids)
-    same = block_ids.shape == ids.shape and np.array_equal(block_ids[order], np.sort(ids))
-    if not same or len(np.unique(ids)) != len(ids):
-        raise ValueError(
-            f"canary_id of the block ({len(block_ids)} ids) and of the canaries ({len(ids)} ids) differ "
-            "or repeat, expected the same ids, each once"
-        )
-    return order[np.searchsorted(block_ids[order], ids)]
-
-
-def _params(arrays: Mapping[str, np.ndarray], run: int, snapshot: int) -> dict[str, Any]:
-    """Parameters of one snapshot as a nested dict, from the keys "params/a/b"."""
-    tree: dict[str, Any] = {}
-    for key, leaves in arrays.items():
-        if key.startswith(_PARAMS):
-            *path, leaf = key.removeprefix(_PARAMS).split("/")
-            node = tree
-            for name in path:
-                node = node.setdefault(name, {})
-            node[leaf] = leaves[run, snapshot]
-    return tree
 
 
 def _check_groups(scores: npt.ArrayLike, included: npt.ArrayLike) -> tuple[np.ndarray, np.ndarray]:

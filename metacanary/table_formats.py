@@ -1,6 +1,6 @@
 """The forms that tables are printed in: Markdown, LaTeX, and text for a terminal.
 
-Those of tables 1 and 2 start from `printed`, the text of the cells, and say what the numbers are with `note`.
+Those of lower bounds start from `printed`, the text of the cells, and say what the numbers are with `note`.
 `markdown_table`, `latex_table` and `write` serve any table.
 """
 
@@ -19,9 +19,10 @@ AUDITORS = {
     "steinke": "Steinke et al. 2023",
     "fdp_gaussian": "f-DP, Gaussian family (Mahloujifar et al. 2024)",
 }
-_TITLES = {"steinke": "Table 1", "fdp_gaussian": "Table 2"}
+_TITLES = {("steinke",): "Table 1", ("fdp_gaussian",): "Table 2"}
 # A column of the printed table when it differs between rows, a word of its note when it does not.
 _NOTED = {
+    "auditor": "auditor",
     "dataset": "dataset",
     "step": "step",
     "num_canaries": "canaries",
@@ -36,16 +37,17 @@ _LEGEND = (
     "one run). These are audit runs of one set of canaries (optimised ones: of one optimisation), so ± leaves out "
     "how optimisations and source images vary. "
     "Pooled is the lower bound from the coins of all runs at once; the ceiling is that of an audit whose guesses "
-    "are all right. The paper protocol chooses the number of guesses on the scores it then counts: not "
-    f"a bound. {NO_VALUE}: no value."
+    "are all right. Accounted is the upper bound, in brackets by RDP; last iterate is a heuristic for what the final "
+    "model alone would cost, no bound."
 )
+_PAPER_LEGEND = "The paper protocol chooses the number of guesses on the scores it then counts: not a bound."
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
     """Turns a table into the text of its cells, under the headers that people read.
 
     Args:
-      table: From `table1` or `table2`, or read back from its CSV.
+      table: From `tables.table1`, `table2` or `bounds`, or read back from its CSV.
 
     Returns:
       Text cells. A header may hold one line break. Missing values are a dash.
@@ -59,10 +61,12 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     cells |= {"runs": [str(count) for count in table["num_runs"]]}
     cells |= {"ε\nmean": _plus_minus(table, "epsilon", 2), "ε\nmedian": _fixed(table["epsilon_median"], 2)}
     cells |= {"ε\npooled": _fixed(table["epsilon_pooled"], 2)}
-    cells |= {"paper protocol,\nnot a bound": _fixed(table[PAPER_COLUMN], 2)}
+    if PAPER_COLUMN in table:
+        cells |= {"paper protocol,\nnot a bound": _fixed(table[PAPER_COLUMN], 2)}
     cells |= {"ceiling\n(pooled)": _with_second(table["ceiling"], table["ceiling_pooled"])}
     accounted = _with_second(table["epsilon_accounted"], table["epsilon_accounted_rdp"])
-    cells |= {"accounted ε\n(by RDP)": accounted, "AUROC\nmean": _plus_minus(table, "auroc", 3)}
+    cells |= {"accounted ε\n(by RDP)": accounted, "last iterate,\nheuristic": _fixed(table["epsilon_heuristic"], 2)}
+    cells |= {"AUROC\nmean": _plus_minus(table, "auroc", 3)}
     cells |= {"test\naccuracy": _fixed(100 * table["test_accuracy"], 1, "%")}
     return pd.DataFrame(cells, dtype=object)
 
@@ -70,18 +74,20 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
 def note(table: pd.DataFrame) -> str:
     """Says of one table the auditor, protocol and score, what its rows share, and how to read it."""
     table = _without_idle_accountant(table)
-    auditor = table["auditor"].iloc[0]
-    shared = [f"auditor {AUDITORS.get(auditor, auditor)}", f"protocol {table['protocol'].iloc[0]}"]
-    shared += [f"score {table['score'].iloc[0]}"]
-    for name, word in _NOTED.items():
+    names = {"auditor": "auditor", "protocol": "protocol", "score": "score"} | _NOTED
+    shared = []
+    for name, word in names.items():
         if not _varies(table, name) and table[name].notna().any():
-            shared.append(f"{word} {_text(table[name].dropna().iloc[0])}")
-    return f"Empirical lower bounds on ε at the last step: {', '.join(shared)}. {_LEGEND}"
+            value = _text(table[name].dropna().iloc[0])
+            shared.append(f"{word} {AUDITORS.get(value, value)}")
+    legend = _LEGEND if PAPER_COLUMN not in table else f"{_LEGEND} {_PAPER_LEGEND}"
+    return f"Empirical lower bounds on ε at the last step: {', '.join(shared)}. {legend} {NO_VALUE}: no value."
 
 
 def title(table: pd.DataFrame) -> str:
-    """Names a table by its auditor."""
-    return _TITLES.get(table["auditor"].iloc[0], "Table")
+    """Names a table by its auditors."""
+    names = tuple(table["auditor"].unique())
+    return _TITLES.get(names, "Table" if len(names) == 1 else "All bounds")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -101,8 +107,9 @@ def text(table: pd.DataFrame) -> str:
 
 def latex(table: pd.DataFrame) -> str:
     """Writes a table as `latex_table` does; groups of one training are set apart."""
-    label = f"tab:epsilon-{table['auditor'].iloc[0]}".replace("_", "-")
-    groups = table[SETTING].to_numpy().tolist()
+    names = table["auditor"].unique()
+    label = f"tab:epsilon-{names[0] if len(names) == 1 else 'bounds'}".replace("_", "-")
+    groups = table[SETTING if len(names) == 1 else [*SETTING, "canary"]].to_numpy().tolist()
     return latex_table(printed(table), _WORDS, caption=note(table), label=label, groups=groups)
 
 

@@ -19,6 +19,7 @@ from metacanary.table_formats import PAPER_COLUMN, SETTING, latex, markdown, not
 COLUMNS = (
     *("dataset", "canary", "training", "epsilon", "accountant", "epsilon_accounted", "epsilon_accounted_rdp"),
     *(
+        "epsilon_heuristic",
         "game",
         "step",
         "run",
@@ -30,7 +31,7 @@ COLUMNS = (
         "epsilon_lower",
         "ceiling",
     ),
-    *("num_canaries", "num_guesses", "num_correct", "auroc", "test_accuracy"),
+    *("num_canaries", "num_guesses", "num_guesses_in", "num_correct", "auroc", "test_accuracy"),
 )
 CELL = [*SETTING, "canary"]
 KINDS = ("random", "mislabeled", "metagradient")  # shown in this order, before all others
@@ -110,15 +111,16 @@ def summarise(frame: pd.DataFrame, *, auditor: str, protocol: str, score: str) -
 
     Args:
       frame: summary/epsilon.csv.
-      auditor: "steinke" or "fdp_gaussian".
-      protocol: "fixed", "corrected" or "paper".
+      auditor: One of `auditors.NAMES`.
+      protocol: One of `audits.PROTOCOLS`.
       score: The membership score.
 
     Returns:
       One row per dataset, training, target epsilon and canary kind: num_runs; epsilon_mean, epsilon_low,
       epsilon_high, epsilon_median over runs; epsilon_pooled; ceiling, ceiling_pooled; epsilon_accounted,
-      epsilon_accounted_rdp; auroc_mean, auroc_low, auroc_high; test_accuracy; step, num_canaries, game,
-      adjacency, assumption, accountant; auditor, protocol, score. docs/output.md says what each means.
+      epsilon_accounted_rdp, epsilon_heuristic; auroc_mean, auroc_low, auroc_high; test_accuracy; step,
+      num_canaries, game, adjacency, assumption, accountant; auditor, protocol, score. docs/output.md says what each
+      means.
 
     Raises:
       ValueError: If columns, or rows of the auditor, protocol or score, are missing, or if a run has several
@@ -144,7 +146,7 @@ def table1(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "ne
 
     Args:
       frame: summary/epsilon.csv.
-      protocol: A valid protocol, "fixed" or "corrected".
+      protocol: A valid protocol, not "paper".
       score: The membership score.
 
     Returns:
@@ -167,6 +169,27 @@ def table2(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "ne
       Mahloujifar, Melis, Chaudhuri 2024, arXiv 2410.22235.
     """
     return _beside_paper(frame, "fdp_gaussian", protocol, score)
+
+
+def bounds(frame: pd.DataFrame, *, protocol: str = "corrected", score: str = "negative_loss") -> pd.DataFrame:
+    """Puts all lower bounds side by side: what each assumes, how high it can reach, and what it found.
+
+    Args:
+      frame: summary/epsilon.csv.
+      protocol: A valid protocol, not "paper".
+      score: The membership score.
+
+    Returns:
+      `summarise` for every auditor of the frame, in its order; rows of a setting and canary kind stand together.
+
+    Raises:
+      ValueError: As `summarise`, and for the protocol "paper".
+    """
+    _require_valid(protocol)
+    names = list(frame["auditor"].unique())
+    found = [summarise(frame, auditor=name, protocol=protocol, score=score) for name in names]
+    # All have the same rows in the same order: the first of each, then the second of each, ...
+    return pd.concat(found).sort_index(kind="stable").reset_index(drop=True)
 
 
 def with_objectives(table: pd.DataFrame, objectives: Mapping[str, str]) -> pd.DataFrame:
@@ -219,6 +242,7 @@ def _runs(rows: pd.DataFrame) -> pd.DataFrame:
         ceiling=("ceiling", "max"),
         epsilon_accounted=("epsilon_accounted", "first"),
         epsilon_accounted_rdp=("epsilon_accounted_rdp", "first"),
+        epsilon_heuristic=("epsilon_heuristic", "first"),
         test_accuracy=("test_accuracy", "mean"),
         **{name: (name, "first") for name in _DESCRIPTORS},
     )
@@ -245,10 +269,15 @@ def _cells(frame: pd.DataFrame) -> pd.MultiIndex:
     )
 
 
+def _require_valid(protocol: str) -> None:
+    """Raises ValueError for the protocol that gives no bounds."""
+    if protocol == PAPER:
+        raise ValueError(f"protocol={protocol!r} is no bound, expected a valid protocol")
+
+
 def _beside_paper(frame: pd.DataFrame, auditor: str, protocol: str, score: str) -> pd.DataFrame:
     """Puts the mean of the paper protocol beside the summary of a valid one."""
-    if protocol == PAPER:
-        raise ValueError(f"protocol={protocol!r} is no bound, expected 'fixed' or 'corrected'")
+    _require_valid(protocol)
     table = summarise(frame, auditor=auditor, protocol=protocol, score=score)
     paper = pd.Series(float("nan"), index=table.index)
     if ((frame["auditor"] == auditor) & (frame["protocol"] == PAPER) & (frame["score"] == score)).any():

@@ -49,19 +49,19 @@ def check_sigma(num_steps, accountant, target):
 
 @pytest.mark.parametrize("case", vectors("gaussian_mechanism_eps"))
 def test_gaussian_epsilon_matches_vectors(case):
-    assert abs(gaussian_epsilon(**case["inputs"]) - case["expected"]) <= case["tolerance"]
+    assert abs(gaussian_epsilon(**case["inputs"]) - case["expected"]) <= case["tolerance"], case["source"]
 
 
 @pytest.mark.parametrize("case", vectors("dpsgd_poisson_pld_eps"))
 def test_epsilon_matches_vectors(case):
     value = epsilon(noise_multiplier=case["inputs"]["noise_multiplier"], **mechanism(case["inputs"]))
-    assert abs(value - case["expected"]) <= case["tolerance"]
+    assert abs(value - case["expected"]) <= case["tolerance"], case["source"]
 
 
 @pytest.mark.parametrize("case", vectors("dpsgd_poisson_pld_sigma"))
 def test_noise_multiplier_matches_vectors(case):
     value = noise_multiplier(epsilon=case["inputs"]["target_epsilon"], **mechanism(case["inputs"]))
-    assert abs(value - case["expected"]) <= case["tolerance"]
+    assert abs(value - case["expected"]) <= case["tolerance"], case["source"]
 
 
 @pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.1])

@@ -1,13 +1,32 @@
 """Tests of the benchmarks, with the contenders that need no other packages than the project's."""
 
+import importlib.util
+import math
 import sys
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import integrate, special, stats
 
-from benchmarks import jax_contenders, measure, metagradient, paper_cost, plot_metagradient, problem, step_vjp, tables
+from benchmarks import (
+    audit_peers,
+    audit_speed,
+    audit_tables,
+    calibration,
+    channels,
+    jax_contenders,
+    measure,
+    metagradient,
+    paper_cost,
+    plot_metagradient,
+    problem,
+    step_vjp,
+    tables,
+)
+from metacanary import accounting, bounds_fdp
+from metacanary.guesses import make_games
 
 NEEDS_NO_PEER = [name for name in jax_contenders.CONTENDERS if not name.startswith("equinox")]
 
@@ -193,3 +212,314 @@ def test_metagradients_cost_what_was_aimed_at():
     ratio = done.pivot(index="contender", columns="num_steps", values="ratio")
     assert (ratio.loc["metacanary_sqrt"] <= 4.5).all()
     assert (ratio.loc["metacanary_tree8"] <= 6.0).all()
+
+
+@pytest.mark.parametrize("channel", channels.CHANNELS, ids=lambda channel: channel.name)
+def test_channels_flip_fair_coins(channel):
+    scores, included = channel.draw(np.random.default_rng(1), 50, 200)
+    again, _ = channel.draw(np.random.default_rng(1), 50, 200)
+    assert scores.shape == included.shape == (50, 400 if channel.paired else 200)
+    assert included.dtype == bool
+    np.testing.assert_array_equal(scores, again)
+    values = make_games(scores, included, channel.pairs(200)).values
+    assert len(np.unique(np.abs(values))) == values.size  # no ties
+    first = included[:, ::2] if channel.paired else included
+    assert abs(first.mean() - 0.5) < 4 * 0.5 / math.sqrt(first.size)
+    assert abs(np.corrcoef(first[:, :-1].ravel(), first[:, 1:].ravel())[0, 1]) < 4 / math.sqrt(first.size)
+    pairs = channel.pairs(200)
+    if channel.paired:
+        assert all((included[:, pairs == pair].sum(axis=1) == 1).all() for pair in range(200))
+    else:
+        assert pairs is None
+
+
+def told_right(scores, included):
+    """Of told bits, the share of runs' coins that are told truly, [R]."""
+    return ((scores > 0.5) == included).mean(axis=1)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 2.0])
+def test_gaussian_channel_separates_scores_by_mu(mu):
+    scores, included = channels.gaussian(np.random.default_rng(2), 100, 1000, mu=mu)
+    for coin, mean in ((True, mu), (False, 0.0)):
+        assert stats.kstest(scores[included == coin], "norm", args=(mean, 1)).pvalue > 1e-3
+
+
+def test_paired_gaussian_channel_is_sqrt_two_mu_gdp():
+    """Gaps have mean +-mu and deviation sqrt 2: sqrt(2) mu apart in units of it."""
+    scores, included = channels.paired_gaussian(np.random.default_rng(3), 100, 1000, mu=1.0)
+    gaps, first = scores[:, ::2] - scores[:, 1::2], included[:, ::2]
+    apart = (gaps[first].mean() - gaps[~first].mean()) / gaps[first].std()
+    assert apart == pytest.approx(math.sqrt(2), abs=4 * 2 / math.sqrt(gaps.size))
+    assert channels.BY_NAME["paired_gaussian_1"].epsilon == accounting.gaussian_epsilon(math.sqrt(2), channels.DELTA)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0])
+def test_randomised_response_tells_the_truth_as_often_as_it_may(epsilon):
+    right = told_right(*channels.randomised_response(np.random.default_rng(4), 100, 1000, epsilon=epsilon)).mean()
+    truth = math.exp(epsilon) / (1 + math.exp(epsilon))
+    assert abs(right - truth) < 4 * math.sqrt(truth * (1 - truth) / 1e5)
+    at_delta = channels.randomised_response_epsilon(epsilon, 1e-5)
+    assert truth - math.exp(at_delta) * (1 - truth) == pytest.approx(1e-5, rel=1e-6)
+
+
+def test_shared_level_channel_is_exactly_gdp_in_each_coin():
+    """Its hockey-stick divergence at the claimed epsilon, integrated over the level, is delta."""
+    epsilon = channels.BY_NAME["shared_level_1"].epsilon
+
+    def excess(level):
+        truly = special.expit(level)
+        density = stats.norm.pdf(level - 0.5) + stats.norm.pdf(level + 0.5)
+        return density * max(0.0, truly - math.exp(epsilon) * (1 - truly))
+
+    divergence, _ = integrate.quad(excess, epsilon, 20, epsabs=1e-14)
+    assert divergence == pytest.approx(channels.DELTA, rel=1e-8)
+    right = told_right(*channels.shared_level(np.random.default_rng(5), 20_000, 50, mu=1.0))
+    assert right.mean() == pytest.approx(stats.norm.cdf(0.5), abs=4 * right.std() / math.sqrt(len(right)))
+    assert right.std() > 1.5 * math.sqrt(right.mean() * (1 - right.mean()) / 50)  # coins of a run go together
+
+
+def test_mixture_tells_all_or_nothing():
+    right = told_right(*channels.mixture(np.random.default_rng(6), 4000, 100, leak=0.162))
+    told = right == 1.0
+    assert told.mean() == pytest.approx(0.162, abs=4 * math.sqrt(0.162 * 0.838 / 4000))
+    assert right[~told].mean() == pytest.approx(0.5, abs=4 * 0.05 / math.sqrt((~told).sum()))
+    assert channels.BY_NAME["mixture"].delta == 0.162
+
+
+def pairs_told(scores, included):
+    """Of pairs, the size of the gap and whether its sign tells the coin, both [R, m]."""
+    gaps = scores[:, ::2] - scores[:, 1::2]
+    return np.abs(gaps), (gaps > 0) == included[:, ::2]
+
+
+@pytest.mark.parametrize(("told", "delta"), [(25, 0.01), (100, 0.05)])
+def test_partial_leak_tells_some_or_none(told, delta):
+    rng = np.random.default_rng(8)
+    sure, right = pairs_told(*channels.partial_leak(rng, 4000, 100, epsilon=1.0, told=told, delta=delta))
+    leaked = sure > 1.5
+    assert set(leaked.sum(axis=1)) <= {0, told}
+    assert right[leaked].all()
+    leaks, chance = leaked.any(axis=1).mean(), delta * 100 / told
+    assert abs(leaks - chance) < 4 * math.sqrt(chance * (1 - chance) / 4000)
+    assert leaked.mean() == pytest.approx(delta, rel=0.4)
+    truth = math.e / (1 + math.e)
+    assert right[~leaked].mean() == pytest.approx(truth, abs=4 * math.sqrt(truth * (1 - truth) / 3e5))
+
+
+def test_leaks_are_audited_where_their_bound_just_rejects():
+    """As many right guesses as are told reject epsilon 1 at the channel's delta, and not at one that is 20% larger."""
+    for size in (100, 1000, 5000):
+        for name, coins, told in (
+            ("quarter_leak", size, size // 4),
+            ("announced_leak", size // 2, channels.announced_guesses(size)),
+        ):
+            delta = channels.BY_NAME[name].delta_at(size)
+            assert bounds_fdp.fdp_epsilon_delta(coins, told, told, delta=delta) > 1.0
+            assert bounds_fdp.fdp_epsilon_delta(coins, told, told, delta=1.2 * delta) < 1.0
+    assert [channels.announced_guesses(size) for size in (100, 1000, 5000)] == [13, 16, 20]
+    assert channels.BY_NAME["partial_leak"].delta_at(1000) == pytest.approx(9.49e-4, rel=1e-3)
+
+
+def test_announced_leak_speaks_to_the_halves_of_holdout():
+    """The law of each part, by which it is (1, delta)-DP: what is told, turned, noise, randomised response."""
+    size, few = 1000, 16
+    scores, included = channels.announced_leak(np.random.default_rng(9), 4000, size, epsilon=1.0)
+    sure, right = pairs_told(scores, included)
+    ranks = make_games(np.zeros(size), np.zeros(size)).split(0)  # its halves, in the order of `ties`
+    order = np.random.default_rng(0).permutation(size)
+    first, second = order[: size // 2], order[size // 2 :]
+    for half, part in zip((first, second), ranks, strict=True):
+        np.testing.assert_array_equal(part.ties, make_games(np.zeros(size), np.zeros(size)).ties[half])
+    told = sure > 2.5
+    leaks = told.any(axis=1)
+    chance = channels.announced_delta(size) * 500 / few
+    assert leaks.mean() == pytest.approx(chance, abs=4 * math.sqrt(chance / 4000))
+    for half in (first, second):
+        assert (told[leaks][:, half].sum(axis=1) == few).all()
+        assert told[:, half].mean() == pytest.approx(channels.announced_delta(size), rel=0.4)
+    assert right[told].all()
+    truth = math.e / (1 + math.e)
+
+    def share(runs, coins):
+        chosen = ~told[runs][:, coins]
+        return right[runs][:, coins][chosen].mean()
+
+    assert share(leaks, first) == pytest.approx(1 - truth, abs=0.01)
+    assert share(leaks, second) == pytest.approx(0.5, abs=0.01)
+    assert share(~leaks, first[:125]) == pytest.approx(0.5, abs=0.01)
+    assert share(~leaks, first[125:]) == pytest.approx(truth, abs=0.01)
+    assert share(~leaks, second) == pytest.approx(truth, abs=0.01)
+    assert (sure[~leaks][:, first[:125]].min(axis=1) > sure[~leaks][:, first[125:]].max(axis=1)).all()
+
+
+def test_channels_satisfy_what_they_are():
+    satisfied = {
+        channel.name: [a for a in ("worst_case", "family", "product", "family+product") if channel.satisfies(a)]
+        for channel in channels.CHANNELS
+    }
+    assert satisfied["gaussian_1"] == ["worst_case", "family", "product", "family+product"]
+    assert satisfied["randomised_response_4"] == ["worst_case", "product"]
+    assert satisfied["shared_level_1"] == ["worst_case", "family"]
+    for name in ("mixture", "partial_leak", "quarter_leak", "announced_leak"):
+        assert satisfied[name] == ["worst_case"]
+    assert not any(channel.satisfies(a) for channel in channels.CHANNELS for a in ("none", "credible"))
+
+
+def test_best_threshold_is_the_most_accurate():
+    rng = np.random.default_rng(7)
+    for size in (2, 5, 40):
+        included = rng.random(size) < 0.5
+        scores = rng.normal(size=size) + included
+        found = audit_peers.best_threshold(scores, included)
+        accuracy = [((scores >= value) == included).sum() for value in [*scores, found, np.inf]]
+        assert accuracy[-2] >= max(accuracy[:-2])
+
+
+def test_methods_are_labelled_by_what_they_assume():
+    labels = {(m.package, m.method, m.protocol): m.assumption for m in audit_peers.METHODS}
+    assert len(labels) == len(audit_peers.METHODS)
+    assert (
+        labels["metacanary", "fdp_gaussian", "corrected"] == labels["jax-privacy", "epsilon_one_run_fdp", "Bonferroni"]
+    )
+    assert labels["metacanary", "fdp_gaussian", "holdout"] == labels["jax-privacy", "epsilon_one_run_fdp", "Split"]
+    assert (
+        labels["metacanary", "steinke", "holdout"]
+        == labels["jax-privacy", "epsilon_one_run", "MultiSplit"]
+        == "product"
+    )
+    assert [key[2] for key in labels if key[1] == "gaussian_auroc"] == ["fixed"]
+
+
+@pytest.fixture
+def played():
+    """A made-up calibration: two channels, three protocols, two auditors; 100 games each."""
+    rows = [
+        {"channel": channel, "num_canaries": 1000, "protocol": protocol, "auditor": auditor, "rate": rate}
+        | {"assumption": assumption, "holds": holds, "keeps_level": rate < 0.1, "standard_error": 0.01, "games": 100}
+        | {"played_again": False, "significance": 0.05, "true_epsilon": 1.0, "mean_share": 0.5}
+        | {"seed": 0, "processor": "a CPU", "date": "today"}
+        for channel, protocol, auditor, assumption, holds, rate in (
+            ("ignore", "corrected", "steinke", "worst_case", True, 0.03),
+            ("ignore", "fixed_quarter", "steinke", "worst_case", True, 0.04),
+            ("ignore", "holdout", "steinke", "product", True, 0.06),
+            ("ignore", "paper", "steinke", "none", False, 0.7),
+            ("mixture", "corrected", "steinke", "worst_case", True, 0.02),
+            ("mixture", "holdout", "steinke", "product", False, 0.2),
+            ("mixture", "corrected", "order_statistic", "product", False, 0.3),
+            ("mixture", "holdout", "order_statistic", "product", False, 0.4),
+            ("ignore", "corrected", "order_statistic", "product", True, 0.01),
+            ("gaussian_1", "corrected", "credible_rates", "credible", False, 0.5),
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_tables_tell_levels_by_assumption(played):
+    lines = audit_tables.highest_alarms(played).splitlines()
+    assert "| `steinke` | fixed, corrected, surrogate | `worst_case` | 4.0 ± 1.0%, `ignore` |" in lines
+    assert "| `steinke` | holdout, median | `product` | 6.0 ± 1.0%, `ignore` |" in lines
+    assert not any("credible" in line for line in lines)
+    assert "a CPU, seed 0, today; games: 100 at m = 1000" in lines[0]
+
+
+def test_tables_tell_what_breaks(played):
+    lines = audit_tables.broken(played).splitlines()
+    assert "| `mixture` | not family, product | `order_statistic` 30, `steinke` 20 under `holdout` |" in lines
+    assert "| `ignore` | protocol `paper` | `steinke` 70 |" in lines
+    assert "| `gaussian_1`, m = 1000 | no level is claimed | `credible_rates` 50 |" in lines
+    cells = audit_tables.alarms_by_channel(played)
+    assert "| mixture | holdout, median | 20.0 * | 40.0 * |" in cells
+    assert "| mixture | fixed, corrected, surrogate | 2.0 | 30.0 * |" in cells
+
+
+def test_halves_part_the_canaries():
+    first, second = audit_peers.halves(11, 3)
+    assert (len(first), len(second)) == (5, 6)
+    assert sorted([*first, *second]) == list(range(11))
+
+
+@pytest.mark.parametrize("package", ["jax-privacy", "metacanary", "privacy-estimates", "opake-auditing"])
+def test_peers_are_measured(package):
+    chosen = [i for i, m in enumerate(audit_peers.METHODS) if m.package == package and audit_peers.num_games(m) > 400]
+    if not importlib.util.find_spec(audit_peers.METHODS[chosen[0]].module):
+        pytest.skip(f"{package} is not installed: benchmarks/requirements.txt")
+    for index in chosen:
+        row = audit_peers.measured((index, "gaussian_2", 2))
+        assert set(row) == set(audit_peers.COLUMNS)
+        assert row["games"] == 2
+        assert row["mean_bound"] > 1.0
+        assert row["seconds"] > 0
+
+
+def test_jax_privacys_bounds_are_its_own():
+    from jax_privacy import auditing
+
+    (games, _), *_ = calibration.batches(channels.BY_NAME["gaussian_2"], 100, 1)
+    scores, included = games.values[0], games.coins[0]
+    auditor = auditing.CanaryScoreAuditor(scores[included], scores[~included])
+    split = auditing.Split(seed=5)
+    for method in ("epsilon_one_run", "epsilon_clopper_pearson"):
+        expected = getattr(auditor, method)(0.05, 1e-5, threshold_strategy=split)
+        assert audit_peers.jax_privacy(scores, included, 5, method=method, strategy="Split") == expected
+
+
+@pytest.fixture(scope="module")
+def audits():
+    """The committed results about audits, in the order of `tables`."""
+    paths = [module.RESULTS for module in (calibration, audit_peers, audit_speed)]
+    for path in paths:
+        assert path.exists(), f"{path} is not there: run `make bench-audits`"
+    return [pd.read_csv(path) for path in paths]
+
+
+def test_documents_hold_the_committed_audits(audits):
+    for path, generated in (
+        (tables.README, tables.audit_sections(*audits[:2])),
+        (tables.AUDITING, tables.auditing_sections(*audits)),
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert tables.filled(text, generated) == text, "run `python -m benchmarks.tables`"
+
+
+def test_committed_bounds_are_at_least_as_high_as_the_peers(audits):
+    """Within each assumption the best of ours against the best of theirs, of those that keep their level on all
+    channels; two standard errors are forgiven."""
+    peers = audits[1]
+    methods = {(method.package, method.method, method.protocol) for method in audit_peers.METHODS}
+    assert len(peers) == len(methods) * len(audit_peers.CHANNELS)
+    keeping = peers.groupby(audit_peers.KEY[:3])["keeps_level"].transform("all")
+    assert keeping[(peers["package"] == audit_peers.OURS) & peers["holds"]].all()
+    compared = peers[keeping & peers["holds"] & (peers["channel"] != "ignore")]
+    for (assumption, channel), part in compared.groupby(["assumption", "channel"]):
+        ours = part["package"] == audit_peers.OURS
+        if ours.all():
+            continue
+        mine, theirs = (rows.loc[rows["mean_bound"].idxmax()] for rows in (part[ours], part[~ours]))
+        error = math.hypot(mine["mean_error"], theirs["mean_error"])
+        assert mine["mean_bound"] >= theirs["mean_bound"] - 2 * error, (assumption, channel, theirs["method"])
+
+
+def test_committed_bounds_equal_the_peers_and_are_faster(audits):
+    """To 1e-6, at which the peer's root finding stops."""
+    counted = audits[2][audits[2]["ratio"].notna()]
+    assert len(counted) == len(audit_speed.COUNTS)
+    assert (counted["difference"] <= 1e-6).all()
+    assert (counted["ratio"] > 1).all()
+    assert (counted.loc[counted["task"] == "fdp_gaussian", "ratio"] > 10).all()
+
+
+def test_speed_compares_the_same_bound():
+    row = audit_speed.of_counts("fdp_gaussian", 100, 50, 40, turns=1)
+    assert row["difference"] <= 1e-6
+    assert row["epsilon_lower"] > 0.5
+    assert row["ratio"] == row["peer_seconds"] / row["seconds"]
+
+
+@pytest.mark.slow
+def test_speed_measures_bounds_and_audits():
+    table = audit_speed.measure(turns=1, size=60)
+    assert list(table.columns) == audit_speed.COLUMNS
+    assert len(table) == len(audit_speed.COUNTS) + 6
+    assert (table["seconds"] > 0).all()
+    assert audit_tables.faster(table).count("\n| audit, ") == 6

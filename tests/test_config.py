@@ -15,7 +15,18 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError, validators
 from packaging.requirements import Requirement
 
-from metacanary import accounting, audits, models, objectives, optimization, recipes, scores
+from metacanary import (
+    accounting,
+    auditors,
+    audits,
+    block_scores,
+    models,
+    objectives,
+    optimization,
+    recipes,
+    reference_scores,
+    summary,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
@@ -92,11 +103,25 @@ def test_config_without_metasmoothness_measures_none():
         ("significance", 0.7, "significance: got 0.7, expected a number < 0.5"),
         ("seed", -1, "seed: got -1, expected a number >= 0"),
         ("sede", 1, "top level: unknown key 'sede', did you mean 'seed'?"),
-        ("image_size", 4, "image_size: got 4, expected null or at least 8, as stored in digits"),
+        ("image_size", 5, "image_size: got 5, expected null, at least the 8 pixels stored in digits, or a divisor of"),
+        ("num_train", 9, "num_train: got 9, expected null, or from 10 to 1436 of the 1437 images of digits"),
+        ("num_train", 1437, "num_train: got 1437, expected null, or from 10 to 1436 of the 1437 images of digits"),
+        ("num_train", 300, "canaries.kinds.variant.training.batch_size: got 300, expected at most the 290 images of"),
         ("trainings.dpsgd.epsilons", [-1], "trainings.dpsgd.epsilons: got -1, expected a number > 0"),
         ("trainings.dpsgd.epsilons", ["inf"], "trainings.dpsgd.epsilons: got inf, expected a finite number for dpsgd"),
         ("trainings.sgd.epsilons", [8], "trainings.sgd.epsilons: got 8.0, expected inf for sgd, which is not private"),
         ("trainings.sgd.num_runs", 0, "trainings.sgd.num_runs: got 0, expected a number >= 1"),
+        ("trainings.sgd.num_surrogate_runs", -1, "trainings.sgd.num_surrogate_runs: got -1, expected a number >= 0"),
+        (
+            "trainings.sgd.num_reference_runs",
+            0,
+            "trainings.sgd.num_reference_runs: got 0, expected at least 1, since audit.scores has relative_to_",
+        ),
+        (
+            "trainings.dpsgd.num_reference_runs",
+            1,
+            "trainings.dpsgd.num_reference_runs: got 1, expected at least 2, since audit.scores has offline_lira",
+        ),
         ("trainings.sgd.algorithm", "adam", "trainings.sgd.algorithm: got 'adam', expected one of sgd or dpsgd"),
         ("trainings.sgd.game", "even", "trainings.sgd.game: got 'even', expected one of independent or paired"),
         ("trainings.sgd.canaries", ["clipbkd"], "trainings.sgd.canaries: got 'clipbkd', expected one of random, "),
@@ -165,6 +190,16 @@ def test_config_without_metasmoothness_measures_none():
         ),
         ("metasmoothness.step", 0, "metasmoothness.step: got 0, expected a number > 0"),
         ("audit.guess_fraction", 1.5, "audit.guess_fraction: got 1.5, expected a number <= 1"),
+        ("audit.scores", ["lira"], "audit.scores: got 'lira', expected one of negative_loss or logit_margin or "),
+        (
+            "audit.score_augmentation",
+            {"shift": 9},
+            "audit.score_augmentation.shift: got 9, expected at most the 8 pixels",
+        ),
+        ("audit.score_augmentation", {"crop": 1}, "audit.score_augmentation: unknown key 'crop', expected ['flip', "),
+        ("audit.num_population", 361, "audit.num_population: got 361, expected at most the 360 test images of digits"),
+        ("audit.rmia_gamma", 0, "audit.rmia_gamma: got 0, expected a number > 0"),
+        ("audit.rmia_offline_a", 1.5, "audit.rmia_offline_a: got 1.5, expected a number <= 1"),
         ("audit.accountant", "rdp", "audit.accountant: got 'rdp', expected pld, since trainings.dpsgd is dpsgd in the"),
         ("audit.grid", [0.5, 0.5], "audit.grid: got [0.5, 0.5], expected no item twice"),
         ("figures.figure1_canary", "mislabeled", "figures.figure1_canary: got 'mislabeled', expected one of random, "),
@@ -263,6 +298,14 @@ def test_schema_has_the_options_of_the_package(name, cls, left_out):
     assert keys == {key: plain(default) for key, default in fields(cls, *left_out).items()}
 
 
+def test_schema_has_the_options_of_scores():
+    keys = SCHEMA["properties"]["audit"]["properties"]
+    copies = inspect.getfullargspec(block_scores.augmented_copies).kwonlydefaults
+    assert {name: key["default"] for name, key in keys["score_augmentation"]["properties"].items()} == copies
+    in_audits = {name: key["default"] for name, key in keys.items() if name.startswith("rmia_")}
+    assert in_audits == {name: default for name, default in fields(summary.Settings).items() if name in in_audits}
+
+
 def test_schema_has_the_schedule_of_the_package():
     keys = {key: part["default"] for key, part in SCHEMA["$defs"]["schedule"]["properties"].items()}
     assert keys == dataclasses.asdict(recipes.Schedule())
@@ -277,11 +320,16 @@ def test_schema_has_the_names_of_the_package():
     assert defs["model"]["properties"]["name"]["enum"] == models.names()
     assert defs["objective"]["properties"]["name"]["enum"] == sorted(objectives.OBJECTIVES)
     assert set(defs["update"]["properties"]["name"]["enum"]) == set(optimization.UPDATES)
-    assert set(keys["audit"]["properties"]["scores"]["items"]["enum"]) == set(scores.SCORES)
+    known = [*block_scores.SCORES, *reference_scores.MIN_REFERENCES]
+    assert keys["audit"]["properties"]["scores"]["items"]["enum"] == known
     assert tuple(keys["audit"]["properties"]["accountant"]["enum"]) == accounting.ACCOUNTANTS
-    figures = keys["figures"]["properties"]
-    assert figures["figure2_auditor"]["enum"] == [auditor.name for auditor in audits.AUDITORS]
-    assert tuple(figures["figure2_protocol"]["enum"]) == audits.PROTOCOLS
+    audit = keys["audit"]["properties"]
+    assert tuple(defs["auditor"]["enum"]) == tuple(audit["auditors"]["default"]) == auditors.NAMES
+    assert tuple(audit["protocols"]["items"]["enum"]) == audits.PROTOCOLS
+    assert tuple(audit["protocols"]["default"]) == fields(summary.Settings)["protocols"]
+    assert keys["figures"]["properties"]["figure2_protocol"]["enum"] == [*audits.PROTOCOLS, None]
+    valid = [name for name in audits.PROTOCOLS if name != "paper"]
+    assert keys["tables"]["properties"]["protocol"]["enum"] == [*valid, None]
     assert set(inspect.signature(audits.audit).parameters) >= {"delta", "significance"}
 
 
@@ -298,7 +346,7 @@ def values(key):
         name = key["$ref"].rsplit("/", 1)[1]
         return ", ".join(SCHEMA["$defs"][name].get("enum", [f"see {name}"]))
     if "enum" in key:
-        return ", ".join(key["enum"])
+        return ", ".join("null" if value is None else value for value in key["enum"])
     kinds = [key["type"]] if isinstance(key["type"], str) else key["type"]
     words = " or ".join("list" if kind == "array" else kind for kind in kinds)
     if "items" in key:
@@ -310,7 +358,9 @@ def values(key):
 def rows(part, prefix=""):
     """Rows of config/README.md: one for each key of a part of the schema."""
     for name, key in part["properties"].items():
-        shown = "required" if "default" not in key else yaml.safe_dump(key["default"], default_flow_style=True)
+        shown = (
+            "required" if "default" not in key else yaml.safe_dump(key["default"], default_flow_style=True, width=999)
+        )
         shown = shown.removesuffix("\n...\n").strip()
         description = key.get("description") or SCHEMA["$defs"][key["$ref"].rsplit("/", 1)[1]]["description"]
         if name in CHOICES and "enum" not in key and part is not SCHEMA["$defs"]["kind"]:

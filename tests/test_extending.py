@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from metacanary import store
+from metacanary import data, store
 
 FOLDERS = ("config", "envs", "metacanary", "profiles", "tests", "workflow")
 FILES = ("Snakefile", "pyproject.toml", "requirements.txt")
@@ -136,12 +136,13 @@ def test_extended_repository_passes_its_checks(root, extended):
     call(extended, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_config.py", "-k", "schema or config_files")
 
 
-def test_extended_workflow_runs(extended):
+def test_extended_workflow_runs(extended, monkeypatch):
     """A new canary kind, on a new data set, in a new figure."""
     call(extended, "snakemake", "--cores", "2", "--configfile", CONFIG, "--", "figure3")
     results = extended / "results/mine"
 
-    dataset = module(extended, "data").load("photo_patches", extended / "results/data")
+    monkeypatch.setitem(data.SOURCES, "photo_patches", module(extended, "registry").SOURCES["photo_patches"])
+    dataset = data.load("photo_patches", extended / "results/data")
     assert dataset.train_images.shape == (1664, 16, 16, 3)
     assert dataset.test_images.shape == (416, 16, 16, 3)
     assert np.bincount(dataset.train_labels).tolist() == [832, 832]

@@ -44,10 +44,12 @@ def make_frame(
         "game": "independent",
         "epsilon_accounted": np.inf,
         "epsilon_accounted_rdp": np.inf,
+        "epsilon_heuristic": np.inf,
         "assumption": "worst_case",
         "adjacency": "add_remove",
         "num_canaries": 100,
         "num_guesses": 100,
+        "num_guesses_in": 50,
         "num_correct": 70,
         "test_accuracy": 0.9,
         **CHOICE,
@@ -471,7 +473,9 @@ def make_config(*, start, objective, protocol, epsilon):
 @pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.name)
 def test_captions_render(path, choice):
     wildcards = SimpleNamespace(dataset="digits", canary="metagradient")
-    snakemake = SimpleNamespace(config=make_config(**choice), wildcards=wildcards)
+    settings = {"protocol": "corrected", "figure": {"protocol": choice["protocol"]}}
+    params = SimpleNamespace(settings=settings)
+    snakemake = SimpleNamespace(config=make_config(**choice), wildcards=wildcards, params=params)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(path.read_text(encoding="utf-8"))  # in the environment that Snakemake uses
     text = template.render(snakemake=snakemake)
@@ -489,6 +493,7 @@ def test_captions_are_all_there():
         "figure2",
         "table1",
         "table2",
+        "bounds",
         "history",
         "metasmoothness",
     }

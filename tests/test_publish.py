@@ -1,7 +1,10 @@
 """Publishing: the README's tables are those of docs/results, which are those of the workflow."""
 
+import gzip
 import json
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from metacanary import publish
@@ -35,7 +38,11 @@ def run(results):
 def test_publish_copies_and_renews_the_readme(results):
     root = run(results)
     for name in publish.PUBLISHED:
-        assert (root / "docs" / name.split("/")[1]).read_bytes() == (results / name).read_bytes()
+        copy = root / "docs" / name.split("/")[1]
+        content = (
+            gzip.decompress(copy.with_suffix(".csv.gz").read_bytes()) if name == publish.SUMMARY else copy.read_bytes()
+        )
+        assert content == (results / name).read_bytes()
     text = (root / "README.md").read_text()
     assert text.startswith(f"above\n\n{publish.START}\n\nthe text of table1.md\n\nthe text of table2.md\n\n")
     assert text.endswith(f"{publish.END}\n\nbelow\n")
@@ -98,3 +105,19 @@ def test_publish_copies_metasmoothness_and_leaves_the_readme_alone(results):
     )
     assert json.loads((root / "docs/made_on.json").read_text())["config_digest"] == "m"
     assert "old numbers" in (root / "README.md").read_text()
+
+
+def test_auditing_document_has_the_published_aurocs():
+    """Its table of scores, from the published summary."""
+    root = Path(__file__).parent.parent
+    table = pd.read_csv(root / "docs/results/digits/epsilon.csv.gz")
+    wanted = (table["run"] != "pooled") & (table["auditor"] == "steinke") & (table["protocol"] == "fixed")
+    last = table[wanted & (table["step"] == table.groupby("training")["step"].transform("max"))]
+    means = last.groupby(["training", "canary", "score"])["auroc"].mean()
+    text = (root / "docs/auditing.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("| training | canary | `negative_loss` | `offline_lira` |\n|---|---|---|---|\n")
+    rows = [row.strip("| ").split(" | ") for row in rest.split("\n\n")[0].splitlines()]
+    assert len(rows) == 4
+    for training, canary, *printed in rows:
+        found = [means[training, canary, score] for score in ("negative_loss", "offline_lira")]
+        assert [f"{value:.3f}" for value in found] == printed

@@ -1,54 +1,17 @@
-"""Scores: closed forms, naive twins, scikit-learn; scoring of a block of runs."""
+"""Scores: closed forms, naive twins, scikit-learn."""
 
-from types import SimpleNamespace
-
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pandas as pd
 import pytest
 from sklearn import metrics
 
-from metacanary.scores import SCORES, auroc, logit_margin, negative_loss, roc, score_block, tpr_at_fpr
-
-
-class TwoLayers(nn.Module):
-    """Enough structure for nested parameter names."""
-
-    @nn.compact
-    def __call__(self, images):
-        hidden = nn.relu(nn.Dense(5, name="hidden")(images.reshape(len(images), -1)))
-        return nn.Dense(3, name="out")(hidden)
+from metacanary.scores import SCORES, auroc, logit_margin, negative_loss, roc, tpr_at_fpr
 
 
 def random_logits(seed=0, scale=3.0):
     rng = np.random.default_rng(seed)
     return scale * rng.normal(size=(50, 4)), rng.integers(0, 4, size=50)
-
-
-def make_canaries(num=6, seed=0):
-    rng = np.random.default_rng(seed)
-    images = rng.random((num, 2, 2, 1)).astype(np.float32)
-    return SimpleNamespace(id=np.arange(num), label=rng.integers(0, 3, size=num), images=images)
-
-
-def make_block(canaries, num_runs=2, num_steps=3, seed=0):
-    """Random snapshots of TwoLayers and the parameters as trees, by (run, step)."""
-    keys = jax.random.split(jax.random.key(seed), num_runs * num_steps)
-    trees = [TwoLayers().init(key, canaries.images)["params"] for key in keys]
-    arrays = {
-        "run": np.arange(10, 10 + num_runs),
-        "step": 5 * np.arange(1, 1 + num_steps),
-        "canary_id": canaries.id.copy(),
-        "included": np.random.default_rng(seed).random((num_runs, len(canaries.id))) < 0.5,
-    }
-    for layer in ("hidden", "out"):
-        for leaf in ("kernel", "bias"):
-            stacked = np.stack([tree[layer][leaf] for tree in trees])
-            arrays[f"params/{layer}/{leaf}"] = stacked.reshape(num_runs, num_steps, *stacked.shape[1:])
-    return arrays, trees
 
 
 def test_negative_loss_equals_cross_entropy():
@@ -151,54 +114,3 @@ def test_tpr_at_fpr_uses_thresholds_only():
 def test_metrics_reject_bad_input(metric, scores, included, message):
     with pytest.raises(ValueError, match=message):
         metric(scores, included)
-
-
-def test_score_block_equals_one_model_at_a_time():
-    canaries = make_canaries()
-    arrays, trees = make_block(canaries)
-    frame = score_block(TwoLayers(), arrays, canaries)
-    assert list(frame.columns) == ["run", "step", "canary_id", "included", "score", "value"]
-    assert len(frame) == 2 * 3 * len(SCORES) * 6
-    by_cell = dict(iter(frame.groupby(["run", "step", "score"])))
-    for i, run in enumerate(arrays["run"]):
-        for j, step in enumerate(arrays["step"]):
-            logits = TwoLayers().apply({"params": trees[3 * i + j]}, canaries.images)
-            for name, score in SCORES.items():
-                rows = by_cell[run, step, name]
-                assert rows["canary_id"].tolist() == canaries.id.tolist()
-                assert rows["included"].tolist() == arrays["included"][i].astype(int).tolist()
-                assert np.allclose(rows["value"], score(logits, canaries.label), rtol=1e-5)
-
-
-def test_score_block_joins_by_id():
-    """Guarantee: another order of canaries, or of the block's columns, changes the order of rows only."""
-    canaries = make_canaries()
-    arrays, _ = make_block(canaries)
-    order = np.array([3, 0, 5, 1, 4, 2])
-    shuffled = SimpleNamespace(id=canaries.id[order], label=canaries.label[order], images=canaries.images[order])
-    columns = order[::-1]
-    permuted = arrays | {
-        "canary_id": arrays["canary_id"][columns],
-        "included": arrays["included"][:, columns],
-    }
-    keys = ["run", "step", "score", "canary_id"]
-    expected = score_block(TwoLayers(), arrays, canaries).sort_values(keys, ignore_index=True)
-    for block, table in [(arrays, shuffled), (permuted, canaries), (permuted, shuffled)]:
-        frame = score_block(TwoLayers(), block, table).sort_values(keys, ignore_index=True)
-        pd.testing.assert_frame_equal(frame, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize("ids", [[0, 1, 2, 3, 4, 6], [0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4]])
-def test_score_block_rejects_other_canaries(ids):
-    canaries = make_canaries()
-    arrays, _ = make_block(canaries)
-    with pytest.raises(ValueError, match="differ or repeat"):
-        score_block(TwoLayers(), arrays | {"canary_id": np.array(ids)}, canaries)
-
-
-def test_score_block_names_run_and_step_of_a_diverged_model():
-    canaries = make_canaries()
-    arrays, _ = make_block(canaries)
-    arrays["params/out/bias"][1, 2] = np.nan
-    with pytest.raises(FloatingPointError, match="not finite at run 11, step 15"):
-        score_block(TwoLayers(), arrays, canaries)

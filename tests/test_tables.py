@@ -28,6 +28,7 @@ def make_rows(values, *, canary="random", pooled=None, step=150, protocol="corre
         "accountant": "pld",
         "epsilon_accounted": np.inf,
         "epsilon_accounted_rdp": np.inf,
+        "epsilon_heuristic": np.inf,
         "game": "independent",
         "step": step,
         "score": "negative_loss",
@@ -36,6 +37,7 @@ def make_rows(values, *, canary="random", pooled=None, step=150, protocol="corre
         "assumption": "worst_case",
         "adjacency": "add_remove",
         "num_guesses": 100,
+        "num_guesses_in": 50,
         "num_correct": 70,
         "test_accuracy": 0.9,
     }
@@ -54,7 +56,8 @@ def make_rows(values, *, canary="random", pooled=None, step=150, protocol="corre
 
 def make_frame(**changes):
     """Two trainings, of which the private one lacks mislabeled canaries and has one run of the others."""
-    private = {"training": "dpsgd", "epsilon": "8", "epsilon_accounted": 7.5, "epsilon_accounted_rdp": 7.9}
+    private = {"training": "dpsgd", "epsilon": "8", "epsilon_accounted": 7.5}
+    private |= {"epsilon_accounted_rdp": 7.9, "epsilon_heuristic": 7.1}
     frame = pd.concat(
         [
             make_rows([0.5, 0.7, 1.2], canary="metagradient", pooled=1.1),
@@ -289,6 +292,37 @@ def test_tables_need_no_jax():
 def test_columns_are_those_of_the_summary():
     assert tables.COLUMNS == summary.COLUMNS
     assert tables.POOLED == summary.POOLED
+
+
+def test_bounds_puts_all_auditors_of_a_kind_together():
+    gaussian = make_frame(auditor="fdp_gaussian", assumption="family")
+    gaussian["epsilon_lower"] *= 2
+    table = tables.bounds(pd.concat([make_frame(), gaussian], ignore_index=True))
+    steinke = tables.summarise(make_frame(), **STEINKE)
+    assert table["auditor"].tolist() == ["steinke", "fdp_gaussian"] * len(steinke)
+    pd.testing.assert_frame_equal(table.iloc[::2].reset_index(drop=True), steinke)
+    np.testing.assert_allclose(table.iloc[1::2]["epsilon_mean"], 2 * steinke["epsilon_mean"])
+    assert tables.PAPER_COLUMN not in table
+    with pytest.raises(ValueError, match="protocol='paper' is no bound"):
+        tables.bounds(make_frame(), protocol="paper")
+
+
+def test_bounds_are_printed_with_their_assumptions():
+    frame = pd.concat([make_frame(), make_frame(auditor="gaussian_auroc", assumption="asymptotic")], ignore_index=True)
+    text = table_formats.markdown(tables.bounds(frame))
+    assert text.startswith("**All bounds.** Empirical lower bounds")
+    assert "protocol corrected" in text
+    assert "paper protocol" not in text
+    header, rows = text.splitlines()[2], text.splitlines()[4:]
+    names = [cell.strip() for cell in header.strip("|").split("|")]
+    assert {"auditor", "assumption", "last iterate, heuristic"} <= {*names}
+    cells = [dict(zip(names, (cell.strip() for cell in row.strip("|").split("|")), strict=True)) for row in rows]
+    assert {(cell["auditor"], cell["assumption"]) for cell in cells if cell["runs"] != "0"} == {
+        ("steinke", "worst_case"),
+        ("gaussian_auroc", "asymptotic"),
+    }
+    assert {cell["last iterate, heuristic"] for cell in cells if cell["training"] == "dpsgd"} >= {"7.10"}
+    assert table_formats.latex(tables.bounds(frame)).count("\\label{tab:epsilon-bounds}") == 1
 
 
 @pytest.mark.parametrize("column", [*tables.COLUMNS, *tables.table1(make_frame()).columns])

@@ -17,22 +17,26 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
+from flax.traverse_util import flatten_dict
 from test_config import complete, read
 
-from metacanary import accounting, canaries, data, store, summary
+from metacanary import accounting, canaries, data, reference_scores, score_table, store, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
+import _build  # noqa: E402
 import _job  # noqa: E402
 import _stages  # noqa: E402
 import train_audit_models  # noqa: E402
 
 TINY = ROOT / "tests" / "tiny.yaml"
 RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
-RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "plot_figure1", "plot_figure2", "all"]
+RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "make_bounds"]
+RULES += ["plot_figure1", "plot_figure2", "all"]
 
 
 def command(folder, *arguments, config=TINY):
@@ -141,10 +145,15 @@ SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
         ("trainings.dpsgd.options.clip_norm", 2.0, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("audit.accountant", "rdp", {"models", "scores", "audits", "summary", "table1", "figure2"}),
-        ("trainings.dpsgd.block_size", 3, {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.block_size", 2, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.num_runs", 4, {"audits", "summary", "table1", "figure2"}),
         ("audit.guess_fraction", 1.0, {"audits", "summary", "table1", "figure2"}),
-        ("audit.scores", ["negative_loss"], {"audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.num_surrogate_runs", 2, {"audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.num_reference_runs", 3, {"audits", "summary", "table1", "figure2"}),
+        ("audit.scores", ["negative_loss"], {"scores", "audits", "summary", "table1", "figure2"}),
+        ("audit.score_augmentation", {"flip": True}, {"scores", "audits", "summary", "table1", "figure2"}),
+        ("audit.num_population", 30, {"scores", "audits", "summary", "table1", "figure2"}),
+        ("audit.rmia_gamma", 2.0, {"audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.canaries", ["random", "metagradient"], {"summary", "table1", "figure2"}),
         ("canaries.kinds.metagradient.num_metasteps", 3, {"summary", "table1", "figure1", "figure2"}),
         ("canaries.kinds.variant.num_metasteps", 3, SHOWN),
@@ -163,6 +172,37 @@ def test_settings_hold_what_a_stage_depends_on_and_no_more(stages, path, value, 
     other = changed_stages(path, value)
     found = {name for name, names in WILDCARDS.items() if stages.digest(name, **names) != other.digest(name, **names)}
     assert found == stages_changed
+
+
+def test_subset_is_part_of_names_and_settings(stages):
+    subset, name = changed_stages("num_train", 1000), "digits-train1000"
+    assert {cell["dataset"] for cell in subset.cells() + subset.variants()} == {name}
+    assert subset.datasets == {name: "digits"}
+    settings = subset.settings("canaries", dataset=name, canary="random")
+    assert (settings["dataset"], settings["num_train"]) == ("digits", 1000)
+    assert subset.settings("figure2")["figure"]["dataset"] == name
+    assert "num_train" not in stages.settings("canaries", **WILDCARDS["canaries"])  # of what was made before
+
+
+def test_subset_is_made_of_the_stored_data_set_under_a_path_of_its_own(tmp_path):
+    run = snakemake(tmp_path, "--dry-run", "all", config=changed(tmp_path, num_train=1000, image_size=4))
+    assert run.status == 0, run.text
+    assert counts(run.text)["download"] == 1
+    assert "results/data/digits/provenance.json" in run.text
+    assert "results/tiny/canaries/digits-train1000/random/canaries.npz" in run.text
+    assert "/digits/" not in run.text.replace("results/data/digits/", "").replace("download/digits", "")
+
+
+def test_scores_that_need_reference_runs_are_no_part_of_those_of_a_block():
+    """So that to ask for more of them scores no model again; copies and constants count where they are used."""
+    names = {"negative_loss": 1, "offline_lira": 2, "rmia": 3}
+    chosen = [changed_stages("audit.scores", [*names][:count]) for count in names.values()]
+    scores = [stages.settings("scores", **WILDCARDS["scores"]) for stages in chosen]
+    assert scores[0] == scores[1] == scores[2]
+    assert scores[0]["scores"] == ["logit_margin", "negative_loss"]
+    assert "augmentation" not in scores[0]
+    audits = [stages.settings("audits", **WILDCARDS["audits"])["audit"] for stages in chosen]
+    assert ["rmia_gamma" in settings for settings in audits] == [False, False, True]
 
 
 def test_settings_print_alike_whatever_the_order_of_keys(stages):
@@ -191,11 +231,11 @@ def test_directions_of_one_number_are_the_same_for_all_variants():
 
 
 def test_seeds_differ_between_runs_trainings_and_uses(stages):
-    models = [stages.settings("models", **{**CELL, "epsilon": e, "block": b}) for e in ("8", "4") for b in ("0", "1")]
+    models = [stages.settings("models", **{**CELL, "epsilon": e, "block": b}) for e in ("8", "4") for b in "01"]
     seeds = [seed for settings in models for seed in settings["seeds"]]
     optimized = stages.settings("canaries", dataset="digits", canary="metagradient")
     seeds += [optimized["seed"], optimized["optimization_seed"]]
-    assert len(set(seeds)) == len(seeds) == 2 * 3 + 2
+    assert len(set(seeds)) == len(seeds) == 2 * 6 + 2
     assert all(0 <= seed < 2**31 for seed in seeds)
 
 
@@ -206,8 +246,25 @@ def test_published_results_are_those_of_the_committed_config():
 
 
 def test_blocks_hold_every_run_once(stages):
-    runs = [stages.settings("models", **{**CELL, "block": str(block)})["runs"] for block in stages.blocks("dpsgd")]
-    assert runs == [[0, 1], [2]]
+    blocks = [stages.settings("models", **{**CELL, "block": str(block)}) for block in stages.blocks("dpsgd")]
+    assert [block["runs"] for block in blocks] == [[0, 1, 2], [3, 4, 5]]
+    assert [block["roles"] for block in blocks] == [["audited"] * 3, ["surrogate", "reference", "reference"]]
+    assert tuple(_stages.ROLES) == score_table.ROLES
+
+
+def test_seeds_of_runs_depend_on_no_number_of_runs_of_another_role(stages):
+    """Nor do those of audited runs on roles: they are as before there were any."""
+
+    def seeds(stages):
+        blocks = [stages.settings("models", **{**CELL, "block": str(block)}) for block in stages.blocks("dpsgd")]
+        found = [pair for block in blocks for pair in zip(block["roles"], block["seeds"], strict=True)]
+        return {role: [seed for of, seed in found if of == role] for role in _stages.ROLES}
+
+    before, after = seeds(stages), seeds(changed_stages("trainings.dpsgd.num_runs", 5))
+    assert (
+        after["audited"][:3] == before["audited"] == [stages.seed("run", "digits", "dpsgd", "8", i) for i in range(3)]
+    )
+    assert (after["surrogate"], after["reference"]) == (before["surrogate"], before["reference"])
 
 
 def test_sources_are_followed_through_imports(tmp_path):
@@ -330,7 +387,7 @@ def test_running_explains_an_error_in_one_line(tmp_path, monkeypatch, capsys, er
     ("config", "expected"),
     [
         (ROOT / "config" / "digits.yaml", {"optimize_canaries": 1, "collect_epsilon": 1}),
-        (None, {"make_canaries": 2, "train_audit_models": 90, "score_membership": 90, "compute_epsilon": 18}),
+        (None, {"make_canaries": 2, "train_audit_models": 162, "score_membership": 162, "compute_epsilon": 18}),
     ],
 )
 def test_dry_run_plans_every_rule(tmp_path, config, expected):
@@ -442,6 +499,66 @@ def test_tiny_run_flips_the_coins_of_its_game(tiny):
     np.testing.assert_array_equal(paired["included"][:, ::2], ~paired["included"][:, 1::2])
 
 
+@pytest.mark.parametrize(
+    ("cell", "num_blocks", "roles"),
+    [("sgd/epsinf", 1, ["audited"] * 2 + ["surrogate"]), ("dpsgd/eps8", 2, ["audited"] * 3 + ["surrogate"])],
+)
+def test_tiny_run_has_runs_of_every_role(tiny, cell, num_blocks, roles):
+    """Numbered through; each audited and surrogate run on coins of its own, reference runs on no canary."""
+    results = tiny / "results/tiny"
+    blocks = [store.read_npz(results / f"models/digits/random/{cell}/block{b}.npz")[0] for b in range(num_blocks)]
+    role, run, included = (np.concatenate([block[name] for block in blocks]) for name in ("role", "run", "included"))
+    assert role.tolist() == [*roles, "reference", "reference"]
+    assert run.tolist() == list(range(len(role)))
+    assert len({coins.tobytes() for coins in included[:-2]}) == len(roles)
+    assert included[:-2].any(axis=1).all()
+    assert not included[-2:].any()
+    listed = pd.concat(
+        [store.read_csv(results / f"scores/digits/random/{cell}/runs{b}.csv") for b in range(num_blocks)]
+    )
+    assert dict(zip(listed["run"], listed["role"], strict=True)) == dict(zip(run, role, strict=True))
+
+
+def test_tiny_run_audits_every_score_of_audited_runs(tiny):
+    """Those of a block stand in its file, all others in the summary alone; the population is that of the config."""
+    table = store.read_csv(tiny / "results/tiny/summary/epsilon.csv")
+    names = complete(read("tests/tiny.yaml"))["audit"]["scores"]
+    assert set(table["score"]) == set(names)
+    assert set(table.loc[table["training"] == "sgd", "run"]) == {"0", "1", "pooled"}
+    for score, rows in table[(table["run"] == "0") & (table["protocol"] == "fixed")].groupby("score"):
+        assert rows["auroc"].notna().all(), score
+    folder = tiny / "results/tiny/scores/digits/random/sgd/epsinf"
+    assert set(store.read_csv(folder / "block0.csv")["score"]) == {*names} - {*reference_scores.MIN_REFERENCES}
+    population, _ = store.read_npz(folder / "population0.npz")
+    assert population["log_probability"].shape == (5, 2, 20)
+
+
+def test_reference_runs_see_no_canary_and_runs_know_their_start(tiny, stages):
+    """An epoch, so that all that is included is seen: with other pixels a reference run ends in the same bits."""
+    dataset = data.load("digits", tiny / "results/data")
+    arrays, _ = store.read_npz(tiny / "results/tiny/canaries/digits/random/canaries.npz")
+    plain = canaries.Canaries.from_arrays(arrays)
+    inverted = canaries.Canaries.from_arrays(arrays | {"images": 1 - arrays["images"]})
+    settings = stages.settings("models", **{**CELL, "training": "sgd", "epsilon": "inf", "block": "0"})
+    settings |= {"snapshots": [10], "game": "paired"}
+    settings["options"] |= {"num_steps": 10, "batch_size": 143}
+    model = _build.model(settings["model"], len(dataset.class_names))
+    chosen = train_audit_models.recipe(settings)
+
+    def run(role, inserted):
+        return train_audit_models.train_run(settings, chosen, model, dataset, inserted, role, seed=7)
+
+    for role, is_blind in (("reference", True), ("surrogate", False), ("audited", False)):
+        one, other = run(role, plain), run(role, inverted)
+        parameters = [name for name in one if name.startswith("params/")]
+        assert is_blind == all(np.array_equal(one[name], other[name]) for name in parameters), role
+        assert one["included"].sum() == (0 if is_blind else 5)
+    pool = _build.pool(settings, dataset, plain)
+    start = train_audit_models.training.initial_state(chosen, model, pool, one["included"], seed=7)["params"]
+    for path, leaf in flatten_dict(start, sep="/").items():
+        np.testing.assert_array_equal(one[f"initial/{path}"], leaf)
+
+
 def test_tiny_run_draws_the_noise_of_its_target(tiny, stages):
     arrays, _ = store.read_npz(tiny / "results/tiny/models/digits/random/dpsgd/eps8/block0.npz")
     settings = stages.settings("models", **{**CELL, "block": "0"})
@@ -468,7 +585,14 @@ def test_finished_run_has_nothing_to_do(tiny):
         ({"figures__figure2_auditor": "fdp_gaussian"}, {"plot_figure2": 1}),
         (
             {"audit__guess_fraction": 1.0},
-            {"compute_epsilon": 3, "collect_epsilon": 1, "make_table1": 1, "make_table2": 1, "plot_figure2": 1},
+            {
+                "compute_epsilon": 3,
+                "collect_epsilon": 1,
+                "make_table1": 1,
+                "make_table2": 1,
+                "make_bounds": 1,
+                "plot_figure2": 1,
+            },
         ),
     ],
 )
@@ -585,13 +709,18 @@ class Bar:
 
 
 def test_interrupted_block_goes_on_to_the_same_models(tiny, stages, tmp_path, monkeypatch):
-    """An error in the middle of run 1; then run 0 is not trained again, and every bit is that of a block in one go."""
+    """An error in the middle of the second run; the first is not trained again, and all is as in a block in one go.
+
+    The first is a surrogate run, the second a reference run.
+    """
     dataset = data.load("digits", tiny / "results/data")
     inserted = canaries.Canaries.from_arrays(
         store.read_npz(tiny / "results/tiny/canaries/digits/random/canaries.npz")[0]
     )
     cell = {"dataset": "digits", "canary": "random", "training": "sgd", "epsilon": "inf", "block": "0"}
     settings = stages.settings("models", **cell)
+    settings |= {name: settings[name][2:4] for name in ("runs", "roles", "seeds")}
+    assert settings["roles"] == ["surrogate", "reference"]
     train, bars = train_audit_models.training.train, []
     checkpointing = functools.partial(train, checkpoint_seconds=-1.0)  # after every step
     monkeypatch.setattr(train_audit_models.training, "train", checkpointing)
@@ -607,9 +736,9 @@ def test_interrupted_block_goes_on_to_the_same_models(tiny, stages, tmp_path, mo
     with pytest.raises(Interrupted):
         block("killed", stop=6)
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {
-        "run0.npz",
-        "run0-training.npz",
-        "run1-training.npz",
+        "run2.npz",
+        "run2-training.npz",
+        "run3-training.npz",
     }
     resumed = block("killed")
     assert [bar.trained for bar in bars] == [8, 6, 2]

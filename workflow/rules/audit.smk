@@ -5,6 +5,7 @@ rule compute_epsilon:
     input:
         scores=of_cell("<results>/scores/<cell>/block{block}.csv"),
         runs=of_cell("<results>/scores/<cell>/runs{block}.csv"),
+        population=of_cell("<results>/scores/<cell>/population{block}.npz"),
     output:
         epsilon="<results>/audits/<cell>/epsilon.csv",
     log:

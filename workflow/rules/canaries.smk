@@ -3,7 +3,7 @@
 
 rule make_canaries:
     input:
-        dataset="<data>/{dataset}/provenance.json",
+        dataset=stored_dataset,
     output:
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
     log:
@@ -30,7 +30,7 @@ rule make_canaries:
 
 rule optimize_canaries:
     input:
-        dataset="<data>/{dataset}/provenance.json",
+        dataset=stored_dataset,
     output:
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
         history=report(

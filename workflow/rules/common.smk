@@ -33,7 +33,7 @@ pathvars:
 
 
 wildcard_constraints:
-    dataset=_config.either(config["datasets"]),
+    dataset=_config.either(STAGES.datasets),
     canary=_config.either(config["canaries"]["kinds"]),
     training=_config.either(config["trainings"]),
     epsilon=r"inf|[0-9.e-]+",
@@ -66,6 +66,11 @@ def checkpoints(stage):
     return lambda wildcards: str(Path(config["results_dir"], "checkpoints", stage, *wildcards))
 
 
+def stored_dataset(wildcards):
+    """An input function: the finished marker of the data set, which all subsets of it share."""
+    return f"{config['data_dir']}/{STAGES.datasets[wildcards.dataset]}/provenance.json"
+
+
 def scaled(amount):
     """Makes a resources function: the amount in the first attempt, twice and three times it in those after."""
     return lambda wildcards, attempt: amount * attempt
@@ -95,7 +100,7 @@ def of_variants(pattern):
 METASMOOTHNESS = ["metasmoothness"] if VARIANTS else []
 TABLES = {
     name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"])
-    for name in ["table1", "table2", *METASMOOTHNESS]
+    for name in ["table1", "table2", "bounds", *METASMOOTHNESS]
 }
 FIGURES = {
     name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"])

@@ -12,6 +12,8 @@ rule download:
         "<data>/logs/download/{dataset}.log",
     benchmark:
         "<data>/benchmarks/download/{dataset}.tsv"
+    wildcard_constraints:
+        dataset=_config.either(config["datasets"]),
     localrule: True
     conda:
         "../../envs/metacanary.yaml"

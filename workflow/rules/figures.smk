@@ -4,7 +4,7 @@
 rule plot_figure1:
     input:
         canaries="<results>/canaries/{}/{}/canaries.npz".format(
-            config["figures"]["figure1_dataset"], config["figures"]["figure1_canary"]
+            STAGES.name_dataset(config["figures"]["figure1_dataset"]), config["figures"]["figure1_canary"]
         ),
     output:
         pdf="<results>/figures/figure1.pdf",

@@ -3,7 +3,7 @@
 
 rule measure_metasmoothness:
     input:
-        dataset="<data>/{dataset}/provenance.json",
+        dataset=stored_dataset,
     output:
         measured="<results>/metasmoothness/{dataset}/{canary}.csv",
     log:

@@ -1,4 +1,4 @@
-# summary/epsilon.csv -> tables/table1, table2: csv, md, tex
+# summary/epsilon.csv -> tables/table1, table2, bounds: csv, md, tex
 
 
 rule make_table1:
@@ -53,3 +53,30 @@ rule make_table2:
         "Making table 2"
     script:
         "../scripts/make_table2.py"
+
+
+rule make_bounds:
+    input:
+        summary="<results>/summary/epsilon.csv",
+    output:
+        csv=report("<results>/tables/bounds.csv", caption="../report/bounds.rst", category="Tables"),
+        markdown="<results>/tables/bounds.md",
+        latex="<results>/tables/bounds.tex",
+    log:
+        "<logs>/make_bounds.log",
+    benchmark:
+        "<benchmarks>/make_bounds.tsv"
+    conda:
+        "../../envs/metacanary.yaml"
+    threads: 1
+    resources:
+        mem_mb=scaled(2000),
+        runtime=scaled(10),
+    params:
+        settings=settings("bounds"),
+        config_digest=config_digest("bounds"),
+        code=sources("make_bounds.py"),
+    message:
+        "Making the table of all bounds"
+    script:
+        "../scripts/make_bounds.py"

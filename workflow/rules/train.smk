@@ -3,7 +3,7 @@
 
 rule train_audit_models:
     input:
-        dataset="<data>/{dataset}/provenance.json",
+        dataset=stored_dataset,
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
     output:
         models="<results>/models/<cell>/block{block}.npz",
@@ -31,11 +31,13 @@ rule train_audit_models:
 
 rule score_membership:
     input:
+        dataset=stored_dataset,
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
         models="<results>/models/<cell>/block{block}.npz",
     output:
         scores="<results>/scores/<cell>/block{block}.csv",
         runs="<results>/scores/<cell>/runs{block}.csv",
+        population="<results>/scores/<cell>/population{block}.npz",
     log:
         "<logs>/score_membership/<cell>/block{block}.log",
     benchmark:

@@ -1,5 +1,6 @@
 """Builds the package's objects from the settings of a job."""
 
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,11 @@ import flax.linen as nn
 from metacanary import canaries, data, images, models, recipes, runs
 
 Settings = dict[str, Any]
+
+
+def dataset(settings: Settings, provenance: str) -> data.Dataset:
+    """The data set, or the subset of it, that a job is about; `provenance` is its provenance.json in data_dir."""
+    return data.load(settings["dataset"], Path(provenance).parent.parent, settings.get("num_train"))
 
 
 def model(spec: Settings, num_classes: int) -> nn.Module:
@@ -23,5 +29,5 @@ def recipe(algorithm: str, options: Settings) -> recipes.SGD | recipes.DPSGD:
 
 def pool(settings: Settings, dataset: data.Dataset, chosen: canaries.Canaries) -> runs.Pool:
     """The training images that are no canary's source."""
-    pixels = images.enlarge(dataset.train_images, settings["image_size"])
+    pixels = images.resize(dataset.train_images, settings["image_size"])
     return runs.Pool.make(pixels, dataset.train_labels, chosen.source_index, chosen.label)

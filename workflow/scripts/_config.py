@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonschema import ValidationError
 
-from metacanary import data, families
+from metacanary import data, families, images, reference_scores
 
 Config = Mapping[str, Any]
 
@@ -74,6 +74,7 @@ def check(config: Config) -> None:
     for name, training in config["trainings"].items():
         _check_training(f"trainings.{name}", training, config)
         _check_accountant(f"trainings.{name}", training, config)
+    _check_scores(config)
     _check_metasmoothness(config)
     _check_figures(config)
 
@@ -88,15 +89,26 @@ def _check_dataset(config: Config, name: str) -> None:
     """Checks sizes against a data set."""
     require(name in data.names(), "datasets", name, f"one of {', '.join(data.names())}")
     source, num_canaries, size = data.SOURCES[name], config["canaries"]["num_canaries"], config["image_size"]
-    least = max(source.image_shape[:2])
+    subset, num_classes = config["num_train"], len(source.class_names)
+    fits = subset is None or num_classes <= subset < source.num_train
+    expected = f"null, or from {num_classes} to {source.num_train - 1} of the {source.num_train} images of {name}"
+    require(fits, "num_train", subset, expected)
+    num_train = subset or source.num_train
     require(
-        num_canaries <= source.num_train,
+        num_canaries <= num_train,
         "canaries.num_canaries",
         num_canaries,
-        f"at most the {source.num_train} training images of {name}",
+        f"at most the {num_train} training images of {name}",
     )
-    require(size is None or size >= least, "image_size", size, f"null or at least {least}, as stored in {name}")
-    others = source.num_train - num_canaries
+    stored = source.image_shape[:2]
+    expected = f"null, at least the {max(stored)} pixels stored in {name}, or a divisor of them"
+    require(size is None or images.can_resize(stored, size), "image_size", size, expected)
+    shift, num_population = config["audit"]["score_augmentation"]["shift"], config["audit"]["num_population"]
+    most = size or min(source.image_shape[:2])
+    require(shift <= most, "audit.score_augmentation.shift", shift, f"at most the {most} pixels of {name}")
+    expected = f"at most the {source.num_test} test images of {name}"
+    require(num_population <= source.num_test, "audit.num_population", num_population, expected)
+    others = num_train - num_canaries
     for where, options in _sgd_options(config):
         batch_size = options["batch_size"]
         require(batch_size <= others, f"{where}.batch_size", batch_size, f"at most the {others} images of {name}")
@@ -183,6 +195,15 @@ def _check_accountant(where: str, training: Config, config: Config) -> None:
     require(not paired or accountant == "pld", "audit.accountant", accountant, expected)
 
 
+def _check_scores(config: Config) -> None:
+    """Checks that all trainings have the reference runs that scores need."""
+    for score in config["audit"]["scores"]:
+        least = reference_scores.MIN_REFERENCES.get(score, 0)
+        for name, training in config["trainings"].items():
+            found, expected = training["num_reference_runs"], f"at least {least}, since audit.scores has {score}"
+            require(found >= least, f"trainings.{name}.num_reference_runs", found, expected)
+
+
 def _check_metasmoothness(config: Config) -> None:
     """Checks that variants are optimised, and long enough for what is averaged at both ends."""
     kinds, num_averaged = config["canaries"]["kinds"], config["metasmoothness"]["num_averaged"]
@@ -208,9 +229,29 @@ def _check_figures(config: Config) -> None:
         require(figures[key] in known, f"figures.{key}", figures[key], f"one of {', '.join(known)}")
     score = config["tables"]["score"]
     require(score in scores, "tables.score", score, f"one of {', '.join(scores)}")
+    auditors, auditor = config["audit"]["auditors"], figures["figure2_auditor"]
+    require(auditor in auditors, "figures.figure2_auditor", auditor, f"one of audit.auditors: {', '.join(auditors)}")
+    missing = [name for name in ("steinke", "fdp_gaussian") if name not in auditors]
+    require(not missing, "audit.auditors", auditors, f"also {' and '.join(missing)}, for tables 1 and 2")
+    _check_protocols(config)
     epsilons = trainings[figures["figure2_training"]]["epsilons"]
     shown = figures["figure2_epsilon"]
     require(float(shown) in map(float, epsilons), "figures.figure2_epsilon", shown, f"one of {epsilons}")
+
+
+def _check_protocols(config: Config) -> None:
+    """Checks that the protocols that are shown are there."""
+    protocols = config["audit"]["protocols"]
+    without = [name for name, training in config["trainings"].items() if not training["num_surrogate_runs"]]
+    for section, key in (("tables", "protocol"), ("figures", "figure2_protocol")):
+        shown, where = config[section][key], f"{section}.{key}"
+        able = ", ".join(name for name in protocols if not (name == "surrogate" and without))
+        require(shown is None or shown in protocols, where, shown, f"null or one of audit.protocols: {able}")
+        expected = f"another one, since {', '.join(without)} has no surrogate runs"
+        require(shown != "surrogate" or not without, where, shown, expected)
+        fallback = "corrected" if without or "surrogate" not in protocols else "surrogate"
+        expected = f"one of audit.protocols ({able}), since {fallback} is not among them"
+        require(shown is not None or fallback in protocols, where, shown, expected)
 
 
 def _unknown(error: ValidationError) -> str:

@@ -9,7 +9,7 @@ def canaries_of(family: str, settings: dict[str, Any], dataset: data.Dataset) ->
     """The canaries of a family that needs no optimisation; all families share their source images."""
     return families.make(
         family,
-        images.enlarge(dataset.train_images, settings["image_size"]),
+        images.resize(dataset.train_images, settings["image_size"]),
         dataset.train_labels,
         num_canaries=settings["num_canaries"],
         num_classes=len(dataset.class_names),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from metacanary import store
+from metacanary import data, reference_scores, scores, store
 
 Config = Mapping[str, Any]
 Settings = dict[str, Any]
@@ -19,6 +19,9 @@ Settings = dict[str, Any]
 # How results are stored, jobs run and data sets fetched (and verified) has no part in what results hold; if it counted,
 # each change there would retrain.
 PLUMBING = {"store", "data", "backend", "_job"}
+
+# The roles of runs, and the key of a training that says how many it has; their runs are numbered in this order.
+ROLES = {"audited": "num_runs", "surrogate": "num_surrogate_runs", "reference": "num_reference_runs"}
 
 
 def sources(script: Path, package: Path) -> list[Path]:
@@ -69,20 +72,28 @@ class Stages:
 
     Args:
       config: A checked config.
+
+    Attributes:
+      datasets: By the name that paths and tables have, which names a subset too, the data set that is stored.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self.datasets = {self.name_dataset(name): name for name in config["datasets"]}
 
     def seed(self, *names: str | int) -> int:
         """Derives a seed from the config's seed and from names; other names, another seed."""
         return int(store.digest([self._config["seed"], *names]), 16) % 2**31
 
+    def name_dataset(self, name: str) -> str:
+        """Writes a data set as paths and tables have it: with the size of the subset, if it is one."""
+        return data.subset_name(name, self._config["num_train"])
+
     def cells(self) -> list[dict[str, str]]:
         """Lists what is audited: dataset, canary, training, epsilon."""
         return [
             {"dataset": dataset, "canary": canary, "training": training, "epsilon": name_epsilon(epsilon)}
-            for dataset in self._config["datasets"]
+            for dataset in self.datasets
             for training, recipe in self._config["trainings"].items()
             for epsilon in recipe["epsilons"]
             for canary in recipe["canaries"]
@@ -90,14 +101,19 @@ class Stages:
 
     def blocks(self, training: str) -> list[int]:
         """Numbers the blocks of runs of a training; a job trains one block."""
-        recipe = self._config["trainings"][training]
-        return list(range(math.ceil(recipe["num_runs"] / recipe["block_size"])))
+        return list(range(math.ceil(len(self._roles(training)) / self._config["trainings"][training]["block_size"])))
+
+    def protocol(self, section: str, key: str) -> str:
+        """Names the protocol that a table or figure shows; null stands for the best that all trainings have."""
+        everywhere = all(training["num_surrogate_runs"] for training in self._config["trainings"].values())
+        best = "surrogate" if everywhere and "surrogate" in self._config["audit"]["protocols"] else "corrected"
+        return self._config[section][key] or best
 
     def variants(self) -> list[dict[str, str]]:
         """Lists what metasmoothness is measured of: dataset, canary."""
         return [
             {"dataset": dataset, "canary": canary}
-            for dataset in self._config["datasets"]
+            for dataset in self.datasets
             for canary in self._config["metasmoothness"]["canaries"]
         ]
 
@@ -149,15 +165,16 @@ class Stages:
 
     def _models(self, dataset: str, canary: str, training: str, epsilon: str, block: str) -> Settings:
         recipe = self._config["trainings"][training]
-        first = int(block) * recipe["block_size"]
-        runs = range(first, min(first + recipe["block_size"], recipe["num_runs"]))
+        roles, first = self._roles(training), int(block) * recipe["block_size"]
+        runs = range(first, min(first + recipe["block_size"], len(roles)))
         settings = {
             "inputs": {"canaries": self.digest("canaries", dataset=dataset, canary=canary)},
             **self._images(dataset),
             **{name: recipe[name] for name in ("algorithm", "game", "model", "options", "snapshots")},
             "runs": list(runs),
+            "roles": [roles[run][0] for run in runs],
             # The canary kind is no part of the seed: kinds are compared on the same coins, orders and initial models.
-            "seeds": [self.seed("run", dataset, training, epsilon, run) for run in runs],
+            "seeds": [self._run_seed(dataset, training, epsilon, *roles[run]) for run in runs],
         }
         if recipe["algorithm"] == "dpsgd":
             settings |= {"epsilon": epsilon, "delta": self._config["delta"]}
@@ -165,18 +182,31 @@ class Stages:
         return settings
 
     def _scores(self, dataset: str, canary: str, **cell: str) -> Settings:
-        inputs = {
-            "canaries": self.digest("canaries", dataset=dataset, canary=canary),
-            "models": self.digest("models", dataset=dataset, canary=canary, **cell),
+        audit = self._config["audit"]
+        own = [name for name in audit["scores"] if name not in reference_scores.MIN_REFERENCES]
+        names = sorted({*scores.SCORES, *own})  # those of SCORES are what the others are made of
+        settings = {
+            "inputs": {
+                "canaries": self.digest("canaries", dataset=dataset, canary=canary),
+                "models": self.digest("models", dataset=dataset, canary=canary, **cell),
+            },
+            **self._images(dataset),
+            "model": self._config["trainings"][cell["training"]]["model"],
+            "scores": names,
+            "num_population": audit["num_population"],
         }
-        return {"inputs": inputs, "model": self._config["trainings"][cell["training"]]["model"]}
+        if any(name.startswith("augmented_") for name in names):
+            settings["augmentation"] = audit["score_augmentation"]
+        return settings
 
     def _audits(self, training: str, **cell: str) -> Settings:
         recipe, audit = self._config["trainings"][training], self._config["audit"]
-        scores = [self.digest("scores", training=training, **cell, block=str(b)) for b in self.blocks(training)]
-        chosen = {name: audit[name] for name in ("scores", "guess_fraction", "grid", "accountant")}
+        scored = [self.digest("scores", training=training, **cell, block=str(b)) for b in self.blocks(training)]
+        options = ("rmia_gamma", "rmia_offline_a") if "rmia" in audit["scores"] else ()
+        names = ("scores", "auditors", "protocols", "guess_fraction", "grid", "accountant", *options)
+        chosen = {name: audit[name] for name in names}
         return {
-            "inputs": {"scores": scores, "runs": scores},
+            "inputs": {"scores": scored, "runs": scored, "population": scored},
             "cell": {**cell, "training": training},
             "audit": {
                 **chosen,
@@ -193,20 +223,28 @@ class Stages:
     def _table1(self) -> Settings:
         kinds = self._config["canaries"]["kinds"].items()
         objectives = {name: kind["objective"]["name"] for name, kind in kinds if "objective" in kind}
-        return {"inputs": {"summary": self.digest("summary")}, "objectives": objectives, **self._config["tables"]}
+        return self._bounds() | {"objectives": objectives}
 
     _table2 = _table1
 
+    def _bounds(self) -> Settings:
+        shown = {"score": self._config["tables"]["score"], "protocol": self.protocol("tables", "protocol")}
+        return {"inputs": {"summary": self.digest("summary")}, **shown}
+
     def _figure1(self) -> Settings:
         figures = self._config["figures"]
-        shown = {"dataset": figures["figure1_dataset"], "canary": figures["figure1_canary"]}
+        shown = {"dataset": self.name_dataset(figures["figure1_dataset"]), "canary": figures["figure1_canary"]}
         inputs = {"canaries": self.digest("canaries", **shown)}
         return {"inputs": inputs, "num_shown": figures["figure1_num_shown"]}
 
     def _figure2(self) -> Settings:
         names = ("dataset", "training", "epsilon", "score", "auditor", "protocol")
         figure = {name: self._config["figures"][f"figure2_{name}"] for name in names}
-        figure["significance"] = self._config["significance"]
+        figure |= {
+            "dataset": self.name_dataset(figure["dataset"]),
+            "significance": self._config["significance"],
+            "protocol": self.protocol("figures", "figure2_protocol"),
+        }
         return {"inputs": {"summary": self.digest("summary")}, "figure": figure}
 
     def _metasmoothness_table(self) -> Settings:
@@ -222,6 +260,17 @@ class Stages:
     def _metasmoothness_figure(self) -> Settings:
         return {"inputs": {"table": self.digest("metasmoothness_table")}}
 
+    def _roles(self, training: str) -> list[tuple[str, int]]:
+        """Lists all runs of a training: the role, and the number among the runs of that role."""
+        recipe = self._config["trainings"][training]
+        return [(role, number) for role, key in ROLES.items() for number in range(recipe[key])]
+
+    def _run_seed(self, dataset: str, training: str, epsilon: str, role: str, number: int) -> int:
+        """Derives the seed of a run from its number within its role: runs more or less of one role change no other."""
+        return self.seed("run" if role == "audited" else f"{role}_run", dataset, training, epsilon, number)
+
     def _images(self, dataset: str) -> Settings:
         """Which images are trained on."""
-        return {"dataset": dataset, "image_size": self._config["image_size"]}
+        num_train = self._config["num_train"]
+        subset = {} if num_train is None else {"num_train": num_train}
+        return {"dataset": self.datasets[dataset], **subset, "image_size": self._config["image_size"]}

@@ -1,17 +1,15 @@
 """Measures the metasmoothness of a canary kind's metamodel and training: data set -> metasmoothness.csv."""
 
-from pathlib import Path
-
 import _build
 import _family
 import pandas as pd
 from _job import progress, running
 
-from metacanary import data, metasmoothness, store
+from metacanary import metasmoothness, store
 
 if __name__ == "__main__":
     with running(snakemake) as job:
-        dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
+        dataset = _build.dataset(job.settings, job.input.dataset)
         kind, seeds = job.settings["kind"], job.settings["seeds"]
         start = _family.canaries_of(kind["start"], job.settings, dataset)
         recipe = _build.recipe(kind["algorithm"], kind["training"])

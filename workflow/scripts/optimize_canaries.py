@@ -86,7 +86,7 @@ def resumed(
 
 if __name__ == "__main__":
     with running(snakemake) as job:
-        dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
+        dataset = _build.dataset(job.settings, job.input.dataset)
         made, history = optimize_canaries(job.settings, dataset, job.checkpoints)
         provenance = job.provenance(seed=job.settings["optimization_seed"], class_names=dataset.class_names)
         store.write_csv(job.output.history, history.astype({"metastep": int}), provenance)

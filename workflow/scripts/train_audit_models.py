@@ -14,7 +14,7 @@ from _job import progress, running
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from metacanary import accounting, canaries, data, images, runs, store, training
+from metacanary import accounting, canaries, data, images, models, runs, store, training
 
 
 def recipe(settings: dict[str, Any]) -> training.Recipe:
@@ -39,9 +39,10 @@ def train_run(
     model: nn.Module,
     dataset: data.Dataset,
     inserted: canaries.Canaries,
+    role: str,
     **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Trains one model on its own coins.
+    """Trains one model on its own coins, or on no canary at all.
 
     Args:
       settings: Of the job.
@@ -49,24 +50,29 @@ def train_run(
       model: The network.
       dataset: Its training images make the pool, its test images the accuracy.
       inserted: The canaries.
+      role: audited, surrogate or reference; a reference run includes no canary.
       **options: seed, checkpoint, on_step of `training.train`.
 
     Returns:
-      included [m], test_accuracy [S], noise_multiplier [], params/<path> [S, ...] of S snapshots.
+      included [m], test_accuracy [S], noise_multiplier [], initial/<path> [...], and params/<path> [S, ...] of S
+      snapshots.
     """
-    included = runs.coins(options["seed"], len(inserted.id), settings["game"])
+    coins = runs.coins(options["seed"], len(inserted.id), settings["game"])
+    included = np.zeros_like(coins) if role == "reference" else coins
     pool = _build.pool(settings, dataset, inserted)
+    initial = models.init(model, runs.stream(options["seed"], "init"), pool.images.shape[1:])
     snapshots = training.train(
         chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], **options
     )
     trees = [snapshots[step] for step in settings["snapshots"]]
-    test_images = images.enlarge(dataset.test_images, settings["image_size"])
+    test_images = images.resize(dataset.test_images, settings["image_size"])
     accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     return {
         "included": included,
         "test_accuracy": np.array(accuracies),
         "noise_multiplier": np.array(getattr(chosen, "noise_multiplier", 0.0)),
+        **{f"initial/{path}": np.asarray(leaf) for path, leaf in flatten_dict(initial, sep="/").items()},
         **{f"params/{path}": leaf for path, leaf in flatten_dict(stacked, sep="/").items()},
     }
 
@@ -83,13 +89,14 @@ def train_block(
     """Trains the runs of a block, one after the other.
 
     Returns:
-      The arrays of block.npz: run [K], step [S], canary_id [m], and those of `train_run`, stacked over runs.
+      The arrays of block.npz: run [K], role [K], step [S], canary_id [m], and those of `train_run`, stacked over runs.
     """
     chosen, model = recipe(settings), _build.model(settings["model"], len(dataset.class_names))
     runs, steps = [], chosen.num_steps
     finished_before = sum((checkpoints / f"run{run}.npz").exists() for run in settings["runs"])
+    listed = zip(settings["runs"], settings["roles"], settings["seeds"], strict=True)
     with progress(len(settings["runs"]) * steps, "step", "train", initial=finished_before * steps) as bar:
-        for index, (run, seed) in enumerate(zip(settings["runs"], settings["seeds"], strict=True)):
+        for index, (run, role, seed) in enumerate(listed):
             finished = checkpoints / f"run{run}.npz"
             if not finished.exists():
                 arrays = train_run(
@@ -98,6 +105,7 @@ def train_block(
                     model,
                     dataset,
                     inserted,
+                    role,
                     seed=seed,
                     checkpoint=checkpoints / f"run{run}-training.npz",
                     on_step=lambda done, before=index * steps: advance(bar, before + done),
@@ -105,13 +113,14 @@ def train_block(
                 store.write_npz(finished, arrays, {})
             runs.append(store.read_npz(finished)[0])
             bar.set_postfix(run=run, test_accuracy=runs[-1]["test_accuracy"][-1], refresh=False)
-    index = {"run": settings["runs"], "step": settings["snapshots"], "canary_id": inserted.id}
+    index = {"run": settings["runs"], "role": settings["roles"], "step": settings["snapshots"]}
+    index["canary_id"] = inserted.id
     return {**index, **{name: np.stack([arrays[name] for arrays in runs]) for name in runs[0]}}
 
 
 if __name__ == "__main__":
     with running(snakemake) as job:
-        dataset = data.load(job.settings["dataset"], Path(job.input.dataset).parent.parent)
+        dataset = _build.dataset(job.settings, job.input.dataset)
         inserted = canaries.Canaries.from_arrays(store.read_npz(job.input.canaries)[0])
         block = train_block(job.settings, dataset, inserted, job.checkpoints)
         store.write_npz(job.output.models, block, job.provenance(seed=job.settings["seeds"]))
