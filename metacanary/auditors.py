@@ -35,7 +35,7 @@ class Statistic:
     """
 
     observe: Callable[[Games, Guesses], list[Numbers]]
-    expect: Callable[[Sequence[Games], Guesses, int], Numbers | None]
+    expect: Callable[[Games, Guesses, int], Numbers | None]
     promise: Callable[[Numbers], float]
     perfect: Callable[[Numbers, Guesses], Numbers]
     nested: bool
@@ -85,16 +85,12 @@ def _observe_guesses(games: Games, guesses: Guesses) -> list[Numbers]:
     return [(games.size, sum(guesses), int(v)) for v in right]
 
 
-def _expect_guesses(surrogates: Sequence[Games], guesses: Guesses, size: int) -> Numbers | None:
+def _expect_guesses(surrogates: Games, guesses: Guesses, size: int) -> Numbers | None:
     """(m, r, v) with the accuracy of the surrogates' guesses."""
-    made = right = 0
-    for games in surrogates:
-        scaled = _scaled(guesses, games.size / size)
-        if scaled is None:
-            return None
-        observed = _observe_guesses(games, scaled)
-        made += sum(r for _, r, _ in observed)
-        right += sum(v for _, _, v in observed)
+    scaled = _scaled(guesses, surrogates.size / size)
+    if scaled is None:
+        return None
+    _, made, right = np.sum(_observe_guesses(surrogates, scaled), axis=0)
     return size, sum(guesses), int(sum(guesses) * (right + 0.5) / (made + 1))
 
 
@@ -128,15 +124,12 @@ def _observe_rates(games: Games, guesses: Guesses) -> list[Numbers]:
     return rates
 
 
-def _expect_rates(surrogates: Sequence[Games], guesses: Guesses, size: int) -> Numbers | None:
+def _expect_rates(surrogates: Games, guesses: Guesses, size: int) -> Numbers | None:
     """(TP, FN, FP, TN) with the rates of the surrogates, half of the coins IN."""
-    total = np.zeros(4)
-    for games in surrogates:
-        scaled = _scaled(guesses, games.size / size)
-        if scaled is None:
-            return None
-        total += np.sum(_observe_rates(games, scaled), axis=0)
-    hits, missed, false, rejected = total
+    scaled = _scaled(guesses, surrogates.size / size)
+    if scaled is None:
+        return None
+    hits, missed, false, rejected = np.sum(_observe_rates(surrogates, scaled), axis=0)
     num_in, num_out = size // 2, size - size // 2
     errors_in = round(num_in * (missed + 0.5) / (hits + missed + 1))
     errors_out = round(num_out * (false + 0.5) / (false + rejected + 1))

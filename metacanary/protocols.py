@@ -4,9 +4,8 @@ Choosing the number on the scores that are then tested is a multiple comparison.
 or chooses elsewhere.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -148,7 +147,7 @@ def _tested(
     """The bounds of guesses that were chosen from a grid elsewhere; the ceiling is over the grid."""
     found = _best(auditor, games, [chosen], [level], delta)
     able = _ceilings(auditor, games, grid, [level] * len(grid), delta)
-    return [dataclasses.replace(finding, ceiling=ceiling) for finding, ceiling in zip(found, able, strict=True)]
+    return [replace(finding, ceiling=ceiling) for finding, ceiling in zip(found, able, strict=True)]
 
 
 def _choose(
@@ -156,7 +155,7 @@ def _choose(
 ) -> Guesses:
     """The guesses with the largest bound on so many coins, were they right as often as on the surrogates."""
     statistic = auditor.statistic
-    expected = [(statistic.expect([surrogates], guesses, size), guesses) for guesses in grid]
+    expected = [(statistic.expect(surrogates, guesses, size), guesses) for guesses in grid]
     able = [(numbers, guesses) for numbers, guesses in expected if numbers is not None]
     best, chosen = 0.0, max(grid, key=sum)
     for numbers, guesses in sorted(able, key=lambda pair: -statistic.promise(pair[0])):

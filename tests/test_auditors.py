@@ -210,7 +210,7 @@ def test_expected_guesses_have_the_surrogates_accuracy(size, guesses, scaled):
     games = make_games(rng.normal(size=(6, 100)) + included, included)
     right = sum(v for _, _, v in auditors.GUESSES.observe(games, scaled))
     accuracy = (right + 0.5) / (6 * 50 + 1)
-    assert auditors.GUESSES.expect([games], guesses, size) == (size, sum(guesses), int(sum(guesses) * accuracy))
+    assert auditors.GUESSES.expect(games, guesses, size) == (size, sum(guesses), int(sum(guesses) * accuracy))
 
 
 def test_expected_rates_have_the_surrogates_rates():
@@ -221,14 +221,14 @@ def test_expected_rates_have_the_surrogates_rates():
     games = make_games(scores, coins)
     assert auditors.RATES.observe(games, (6, 0)) == [(16, 4, 2, 18)]
     missed, false = round(40 * 4.5 / 21), round(40 * 2.5 / 21)
-    assert auditors.RATES.expect([games], (12, 0), 80) == (40 - missed, missed, false, 40 - false)
+    assert auditors.RATES.expect(games, (12, 0), 80) == (40 - missed, missed, false, 40 - false)
 
 
 @pytest.mark.parametrize("statistic", [auditors.GUESSES, auditors.RATES])
 def test_nothing_is_expected_of_surrogates_with_too_few_coins(statistic):
     games = make_games(np.arange(10), np.arange(10) % 2)
-    assert statistic.expect([games], (2, 2), 1000) is None
-    assert statistic.expect([games], (200, 0), 1000) is not None
+    assert statistic.expect(games, (2, 2), 1000) is None
+    assert statistic.expect(games, (200, 0), 1000) is not None
 
 
 @pytest.mark.parametrize("name", NAMES)
