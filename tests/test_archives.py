@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -138,6 +139,49 @@ def test_obtain_refuses_a_wrong_pin(tmp_path, served):
     assert nothing_left(tmp_path / "data")
 
 
+def test_obtain_holds_a_download_against_an_md5(tmp_path, served):
+    folder, source = served
+    pins = {"sha256": "", "md5": hashlib.md5(CONTENT).hexdigest()}
+    for wrong, behave in (({}, corrupt), ({"md5": "ab" * 16}, None)):
+        expected = (pins | wrong)["md5"]
+        with (
+            fake_archives.serving(folder, behave) as url,
+            pytest.raises(ValueError, match=f"{url}tiny.bin has md5 [0-9a-f]{{32}}, expected {expected}: it is an"),
+        ):
+            archives.obtain(source(url, **pins | wrong), tmp_path / "data")
+        assert nothing_left(tmp_path / "data")
+    with fake_archives.serving(folder) as url:
+        assert archives.obtain(source(url, **pins), tmp_path / "data")[0].read_bytes() == CONTENT
+
+
+def test_obtain_holds_what_was_put_there_against_an_md5(tmp_path, served):
+    """Of the three bytes abc, as in RFC 1321."""
+    _, source = served
+    entry = source("http://127.0.0.1:9/", sha256="", md5="900150983cd24fb0d6963f7d28e17f72", size_bytes=0)
+    path = tmp_path / "downloads/manual/tiny.bin"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"abc")
+    assert archives.obtain(entry, tmp_path) == [path]
+    path.write_bytes(b"abd")
+    with pytest.raises(ValueError, match=f"{path} has md5 [0-9a-f]{{32}}, expected 9001.*: it is another archive"):
+        archives.obtain(entry, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["sha256", "md5"])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_obtain_checks_both_checksums_if_both_are_pinned(tmp_path, served, wrong, by_hand):
+    folder, source = served
+    pins = {algorithm: hashlib.new(algorithm, CONTENT).hexdigest() for algorithm in ("sha256", "md5")}
+    manual = tmp_path / "downloads/manual/tiny.bin"
+    if by_hand:
+        manual.parent.mkdir(parents=True)
+        manual.write_bytes(CONTENT)
+    with fake_archives.serving(folder) as url:
+        with pytest.raises(ValueError, match=f"has {wrong} {pins[wrong]}, expected {pins[wrong][::-1]}"):
+            archives.obtain(source(url, **pins | {wrong: pins[wrong][::-1]}), tmp_path)
+        assert archives.obtain(source(url, **pins), tmp_path) == [manual]
+
+
 @pytest.mark.parametrize("change", [b"", CONTENT[:-1], b"x" + CONTENT[1:]])
 def test_obtain_checks_what_was_put_there_by_hand(tmp_path, served, change):
     _, source = served
@@ -158,13 +202,14 @@ def test_obtain_offline_says_what_to_fetch_for_every_missing_file(tmp_path, serv
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
     entry = source(url)
     second = dataclasses.replace(entry.archives[0], file_name="folder/second.bin", url=f"{url}second.bin")
-    third = Archive(file_name="third.bin", url=f"{url}third.bin")
+    third = Archive(file_name="third.bin", url=f"{url}third.bin", md5="ab" * 16)
+    fourth = Archive(file_name="fourth.bin", url=f"{url}fourth.bin")
     there = Archive(file_name="there.bin", url=f"{url}there.bin")
     (tmp_path / "downloads/manual").mkdir(parents=True)
     (tmp_path / "downloads/manual/there.bin").write_bytes(b"")
     start = time.perf_counter()
     with pytest.raises(FileNotFoundError) as error:
-        archives.obtain(dataclasses.replace(entry, archives=(*entry.archives, second, third, there)), tmp_path)
+        archives.obtain(dataclasses.replace(entry, archives=(*entry.archives, second, third, fourth, there)), tmp_path)
     assert time.perf_counter() - start < 15
     manual, pin = tmp_path / "downloads/manual", f"(1,048,576 bytes, sha256 {entry.archives[0].sha256})"
     refused = str(error.value).splitlines()
@@ -175,8 +220,10 @@ def test_obtain_offline_says_what_to_fetch_for_every_missing_file(tmp_path, serv
         f"    at '{manual}/tiny.bin'",
         f"  {url}second.bin {pin}",
         f"    at '{manual}/folder/second.bin'",
-        f"  {url}third.bin",
+        f"  {url}third.bin (md5 {'ab' * 16})",
         f"    at '{manual}/third.bin'",
+        f"  {url}fourth.bin",
+        f"    at '{manual}/fourth.bin'",
         f"or copy '{tmp_path}/tiny' from a machine that has it",
     ]
 

@@ -327,14 +327,15 @@ def test_load_accepts_a_copied_folder(tmp_path, tiny):
     assert [path.name for path in (tmp_path / "cluster").iterdir()] == ["tiny"]
 
 
-def test_load_refuses_a_folder_from_an_archive_of_another_checksum(tmp_path, tiny, monkeypatch):
-    """Where only the archive is pinned, as for MNIST."""
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_load_refuses_a_folder_from_an_archive_of_another_checksum(tmp_path, tiny, monkeypatch, algorithm):
+    """Where only the archive is pinned, as for CIFAR-100 and CINIC-10."""
     arrays, path = tiny
     pinned = dataclasses.replace(tiny_source(arrays), digests={})
     archive = fake_archives.pinned(pinned.archives[0], path)
     monkeypatch.setitem(data.SOURCES, "tiny", dataclasses.replace(pinned, archives=(archive,)))
     assert_holds(data.load("tiny", tmp_path), arrays)
-    other = dataclasses.replace(archive, sha256="0" * 64)
+    other = dataclasses.replace(archive, **{algorithm: "0" * len(hashlib.new(algorithm).hexdigest())})
     monkeypatch.setitem(data.SOURCES, "tiny", dataclasses.replace(pinned, archives=(other,)))
     with pytest.raises(ValueError, match=rf"archives of other checksums than are pinned now.*delete '{tmp_path}/tiny'"):
         data.load("tiny", tmp_path)

@@ -1,6 +1,9 @@
 """Tests of metacanary.registry: the code path of every data set, and its pins."""
 
+import dataclasses
 import functools
+import hashlib
+import re
 import shutil
 
 import fake_archives
@@ -34,14 +37,16 @@ def test_load_downloads_and_reads_each_layout(tmp_path, monkeypatch, name):
     files, arrays, fetch = fake(name, tmp_path / "server")
     with fake_archives.serving(tmp_path / "server") as url:
         stock = zip(data.SOURCES[name].archives, files, strict=True)
-        archives = [fake_archives.pinned(archive, path, url + archive.file_name) for archive, path in stock]
+        archives = [  # each by the algorithm that the entry pins it by
+            fake_archives.pinned(archive, path, url + archive.file_name, *archive.checksums) for archive, path in stock
+        ]
         entry = fake_archives.registered(name, arrays, archives, fetch)
         monkeypatch.setitem(data.SOURCES, "tiny", entry)
         found = data.load("tiny", tmp_path / "data")
     for array in data.ARRAYS:
         np.testing.assert_array_equal(getattr(found, array), arrays[array])
     assert found.class_names == data.SOURCES[name].class_names
-    assert [archive["sha256"] for archive in found.provenance["archives"]] == [a.sha256 for a in archives]
+    assert found.provenance["archives"] == [dataclasses.asdict(archive) for archive in archives]
     # What was downloaded lies where archives are put by hand: with it there, nothing is asked.
     for folder in ("tiny", "tensorflow_datasets"):
         shutil.rmtree(tmp_path / "data" / folder)
@@ -57,11 +62,28 @@ def test_pins_are_those_of_tensorflow_datasets(name):
 
 
 def test_every_entry_is_pinned():
-    """By digests of its arrays or by checksums of its archives; CINIC-10, of which neither is known, by its counts."""
+    """By digests of its arrays or by checksums of all its archives."""
     for name, source in data.SOURCES.items():
         assert source.name == name
-        assert name == "cinic10" or source.digests or all(archive.sha256 for archive in source.archives), name
-        assert all(archive.url.startswith("http") or not archive.sha256 for archive in source.archives)
+        assert source.digests or (source.archives and all(archive.checksums for archive in source.archives)), name
+        assert all(archive.url.startswith("http") or not archive.checksums for archive in source.archives)
+
+
+def test_pins_are_well_formed():
+    for source in data.SOURCES.values():
+        pins = [("sha256", digest) for digest in source.digests.values()]
+        pins += [pin for archive in source.archives for pin in archive.checksums.items()]
+        for algorithm, pin in pins:
+            assert re.fullmatch("[0-9a-f]+", pin), (source.name, pin)
+            assert len(pin) == 2 * hashlib.new(algorithm).digest_size, (source.name, pin)
+
+
+def test_no_two_data_sets_share_a_pin():
+    """But for CIFAR-10's labels, which its JPEG generation has too: an entry made from another has its own pins."""
+    pins = [pin for source in data.SOURCES.values() for pin in source.digests.values()]
+    pins += [pin for source in data.SOURCES.values() for a in source.archives for pin in a.checksums.values()]
+    labels = [data.SOURCES["cifar10"].digests[name] for name in ("train_labels", "test_labels")]
+    assert sorted(pins) == sorted([*set(pins), *labels])
 
 
 def test_no_two_archives_have_one_place():

@@ -8,6 +8,7 @@ import pytest
 from fake_archives import make_arrays
 
 from metacanary import data
+from metacanary.source import Archive
 
 
 @pytest.mark.parametrize("name", data.ARRAYS)
@@ -41,6 +42,11 @@ def test_verify_takes_known_digests_instead_of_computing_them():
     source.verify(arrays, "here", known)
     with pytest.raises(ValueError, match="test_images of here has sha256 00"):
         source.verify(arrays, "here", known | {"test_images": "00"})
+
+
+@pytest.mark.parametrize("pins", [{}, {"sha256": "ab"}, {"md5": "cd"}, {"sha256": "ab", "md5": "cd"}])
+def test_checksums_are_those_that_are_pinned(pins):
+    assert Archive(file_name="tiny.bin", **pins).checksums == pins
 
 
 def test_sha256_is_of_the_raw_bytes():
