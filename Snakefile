@@ -14,7 +14,9 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/canaries.smk"
 include: "workflow/rules/metasmoothness.smk"
+include: "workflow/rules/pretrain.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/tan.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
@@ -31,7 +33,7 @@ rule all:
 
 
 # Named targets: canaries, models, audits, tables, table1, table2, figures, figure1, figure2; metasmoothness if the
-# config lists variants for it.
+# config lists variants for it, pretrained if it has pretrainings, tan if it names a training to search settings for.
 for target, files in TARGETS.items():
 
     rule:

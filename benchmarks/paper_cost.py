@@ -68,7 +68,7 @@ def shapes(setting: Setting) -> tuple[PyTree, jax.ShapeDtypeStruct]:
     """State and pixels as shapes."""
     params = jax.eval_shape(lambda: models.init(setting.model, jax.random.key(0), IMAGE_SHAPE))
     recipe = setting.recipe
-    state = {"params": params, "optimizer": jax.eval_shape(recipe.optimizer().init, params)}
+    state = {"params": params, "optimizer": jax.eval_shape(recipe.build_optimizer().init, params)}
     state["order"] = jax.ShapeDtypeStruct((recipe.num_steps, recipe.batch_size), jnp.int32)
     state["images"] = jax.ShapeDtypeStruct((NUM_IMAGES - setting.num_canaries, *IMAGE_SHAPE), jnp.uint8)
     state["labels"] = jax.ShapeDtypeStruct((NUM_IMAGES,), jnp.int32)

@@ -61,7 +61,7 @@ class Problem:
         batch = runs.take(state["images"], pixels, rows)
         loss = partial(steps.cross_entropy, self.model)
         gradient = gradients.grad(loss, "reverse")(state["params"], batch, state["labels"][rows])
-        updates, opt_state = self.recipe.optimizer().update(gradient, state["optimizer"], state["params"])
+        updates, opt_state = self.recipe.build_optimizer().update(gradient, state["optimizer"], state["params"])
         return {**state, "params": optax.apply_updates(state["params"], updates), "optimizer": opt_state}
 
     def objective(self, state: PyTree, pixels: jax.Array) -> tuple[jax.Array, None]:
@@ -129,7 +129,7 @@ def load(path: Path, setting: str, num_steps: int) -> Problem:
     state: dict[str, PyTree] = {
         name: jnp.asarray(arrays[f"state/{name}"]) for name in ("order", "images", "labels", "included")
     }
-    state |= {"params": params, "optimizer": recipe.optimizer().init(params)}
+    state |= {"params": params, "optimizer": recipe.build_optimizer().init(params)}
     return Problem(model=model, recipe=recipe, state=state, pixels=jnp.asarray(arrays["pixels"]))
 
 

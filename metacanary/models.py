@@ -22,6 +22,9 @@ import jax.numpy as jnp
 Params = Any
 
 FINAL_POOLS = ("average", "logsumexp", "max")
+LEAST_SQUARE = 1e-4
+"""A filter's squared norm below which standardising leaves it short."""
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "gelu": nn.gelu, "celu": nn.celu}
 
 
@@ -217,10 +220,15 @@ class WeightStandardisedConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(in_axis=(0, 1, 2)), shape, jnp.float32)
         gain = self.param("gain", nn.initializers.ones, (self.features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        mean, variance = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
-        fan_in = shape[0] * shape[1] * shape[2]
-        kernel = (kernel - mean) * by_channel(gain) * jax.lax.rsqrt(jnp.maximum(variance * fan_in, 1e-4))
+        kernel = standardise(kernel, gain)
         return convolve(x, kernel, stride=self.stride, as_matmul=False) + by_channel(bias)
+
+
+def standardise(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+    """A kernel [k, k, c, f] with zero mean and, up to tiny kernels, unit norm over its fan-in, times the gain [f]."""
+    mean, variance = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
+    fan_in = kernel.size // kernel.shape[-1]
+    return (kernel - mean) * by_channel(gain) * jax.lax.rsqrt(jnp.maximum(variance * fan_in, LEAST_SQUARE))
 
 
 class WideResNet(nn.Module):

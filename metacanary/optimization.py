@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import metagradient, models, runs, training
+from metacanary import metagradient, models, runs, steps, training
 from metacanary.canaries import Canaries
 from metacanary.objectives import Objective, logit_margin
 from metacanary.recipes import DPSGD, SGD
@@ -202,7 +202,7 @@ def plan_replay(
     included = np.arange(len(start.images)) % 2 == 0
     costs = metagradient.measure(
         training.step_function(settings.recipe, model),
-        _objective_fn(settings.objective, model),
+        _objective_fn(settings.objective, settings.recipe, model),
         _training_state(settings, model, pool, included, 0),
         jnp.asarray(start.images),
         storages=[storage for name, storage in storages.items() if name != "device"],
@@ -232,7 +232,7 @@ def _metagradient(
 ) -> tuple[jax.Array, dict[str, float]]:
     """The gradient averaged over the metastep's splits, with the mean objective and AUROC."""
     step_fn = training.step_function(settings.recipe, model)
-    objective_fn = _objective_fn(settings.objective, model)
+    objective_fn = _objective_fn(settings.objective, settings.recipe, model)
     steps, pixels = settings.recipe.num_steps, jnp.asarray(images)
     gradients, values, aurocs = [], [], []
     for number, (run_seed, included) in enumerate(trainings):
@@ -272,12 +272,12 @@ def split_seed(seed: int, metastep: int, split: int) -> int:
 
 
 @cache
-def _objective_fn(objective: Objective, model: nn.Module) -> metagradient.ObjectiveFn:
+def _objective_fn(objective: Objective, recipe: SGD | DPSGD, model: nn.Module) -> metagradient.ObjectiveFn:
     """The objective of a trained state, with the logit margins as aux; cached so that it is compiled once."""
 
     def function(state: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         labels = state["labels"][-len(pixels) :]
-        logits = models.apply(model, state["params"], pixels)
+        logits = models.apply(model, steps.released(recipe, state), pixels)
         return objective(logits, labels, state["included"]), logit_margin(logits, labels)
 
     return function

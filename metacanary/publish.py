@@ -27,6 +27,7 @@ METASMOOTHNESS = (
     *("tables/metasmoothness.csv", "tables/metasmoothness.provenance.json", "tables/metasmoothness.md"),
     "figures/metasmoothness.png",
 )
+TAN = ("tables/tan.csv", "tables/tan.provenance.json", "tables/tan.md", "figures/tan.png")
 START, END = "<!-- results: made by `make publish`, not by hand -->", "<!-- end of results -->"
 
 
@@ -46,9 +47,15 @@ def publish(results: Path, docs: Path, readme: Path) -> None:
     store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
 
 
-def publish_metasmoothness(results: Path, docs: Path) -> None:
-    """Copy the published files of an experiment on metasmoothness, which has no audits; otherwise as `publish`."""
-    _copy(results, docs, METASMOOTHNESS)
+def publish_without_audits(results: Path, docs: Path, names: Sequence[str]) -> None:
+    """Copy the published files of an experiment that has no audits; otherwise as `publish`.
+
+    Args:
+      results: the experiment's results_dir.
+      docs: folder to copy to; made if absent.
+      names: METASMOOTHNESS or TAN.
+    """
+    _copy(results, docs, names)
 
 
 def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
@@ -130,8 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, default=Path("README.md"))
     chosen = parser.parse_args(arguments)
     docs = chosen.docs or Path("docs/results", chosen.results.name)
-    if (chosen.results / METASMOOTHNESS[0]).exists() and not (chosen.results / PUBLISHED[0]).exists():
-        publish_metasmoothness(chosen.results, docs)
+    others = [names for names in (METASMOOTHNESS, TAN) if (chosen.results / names[0]).exists()]
+    if others and not (chosen.results / PUBLISHED[0]).exists():
+        publish_without_audits(chosen.results, docs, others[0])
     else:
         publish(chosen.results, docs, chosen.readme)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+
+TRAINABLE = ("all", "last")
+CLIPPINGS = ("flat", "per_layer", "adaptive")
+ALLOCATIONS = ("shared", "equal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +72,131 @@ class Augmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimiser that is given the (noisy) mean gradient: any of Optax that takes a learning rate.
+
+    Attributes:
+      name: as Optax has it: sgd, adam, adamw, lamb, ... What is differentiated by metagradients needs an epsilon inside
+        the square root, `eps_root` of Adam, since the derivative of a square root at 0 is not finite.
+      options: its other arguments, as pairs; a mapping is taken apart.
+    """
+
+    name: str = "sgd"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        options = self.options.items() if isinstance(self.options, Mapping) else self.options
+        object.__setattr__(self, "options", tuple(sorted((str(key), value) for key, value in options)))
+        make = getattr(optax, self.name, None)
+        if not callable(make) or "learning_rate" not in inspect.signature(make).parameters:
+            raise ValueError(f"optimizer.name: got {self.name!r}, expected an optimiser of Optax with a learning rate")
+        known = [key for key in inspect.signature(make).parameters if key != "learning_rate"]
+        for key, _ in self.options:
+            if key not in known:
+                raise ValueError(f"optimizer.options: got {key!r}, expected some of {', '.join(known)}")
+
+    def build(self, rate: optax.Schedule, momentum: float, nesterov: bool) -> optax.GradientTransformation:
+        """The optimiser; momentum is a setting of its own, since sgd is the default."""
+        if self.name == "sgd":
+            return optax.sgd(rate, momentum=momentum or None, nesterov=nesterov)
+        return getattr(optax, self.name)(rate, **dict(self.options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA:
+    """The exponential moving average of the parameters, which is then what is released (arXiv 2204.13650).
+
+    Attributes:
+      decay: d of average <- d average + (1 - d) parameters after each step; 0 for no average.
+      warm_up: whether d is at most (1 + t) / (10 + t) after step t = 0, 1, ..., so that the start is forgotten.
+    """
+
+    decay: float = 0.0
+    warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay: got {self.decay}, expected a number >= 0 and < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """What of an example's gradient is clipped together, and to which norm (arXiv 2212.01539).
+
+    With K layers that are trained and C = `clip_norm`, a layer's gradient is clipped to its threshold C_k. The sum over
+    examples then has sensitivity S = sqrt(sum_k C_k^2), which is C for the thresholds that are the default.
+
+    Attributes:
+      name: "flat" clips the gradient of all layers together to C; "per_layer" that of each layer to a fixed threshold;
+        "adaptive" to one that follows a quantile of the layer's norms, by noisy counts whose budget is part of the
+        noise multiplier (see `count_noise`).
+      thresholds: per_layer and adaptive: the C_k by layer, at the start if they adapt; none for C / sqrt(K) each.
+      allocation: of the noise: "shared", sigma S on every parameter; "equal", sigma sqrt(K) C_k on those of layer k.
+      quantile: adaptive: the share of norms that shall be below the threshold.
+      learning_rate: adaptive: of the logarithm of the threshold, per step.
+      budget: adaptive: share of the squared signal-to-noise ratio 1 / sigma^2 that is spent on the counts.
+    """
+
+    name: str = "flat"
+    thresholds: tuple[tuple[str, float], ...] = ()
+    allocation: str = "shared"
+    quantile: float = 0.5
+    learning_rate: float = 0.3
+    budget: float = 0.01
+
+    def __post_init__(self) -> None:
+        pairs = self.thresholds.items() if isinstance(self.thresholds, Mapping) else self.thresholds
+        object.__setattr__(self, "thresholds", tuple(sorted((str(name), float(value)) for name, value in pairs)))
+        for key, allowed in (("name", CLIPPINGS), ("allocation", ALLOCATIONS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"clipping.{key}: got {getattr(self, key)!r}, expected one of {', '.join(allowed)}")
+        for key, above in (("quantile", 0), ("budget", 0)):
+            if not above < getattr(self, key) < 1:
+                raise ValueError(f"clipping.{key}: got {getattr(self, key)}, expected a number between 0 and 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"clipping.learning_rate: got {self.learning_rate}, expected a number > 0")
+        for name, value in self.thresholds:
+            if not 0 < value < math.inf:
+                raise ValueError(f"clipping.thresholds: got {value} for layer {name!r}, expected a number > 0")
+        if self.name == "flat" and self.thresholds:
+            raise ValueError("clipping.thresholds: got some, expected none for flat clipping, whose norm is clip_norm")
+
+    def gradient_noise(self, noise_multiplier: float) -> float:
+        """The multiplier of the noise on gradients, a little above the total one where counts take their share."""
+        return noise_multiplier / math.sqrt(1 - self.budget) if self.name == "adaptive" else noise_multiplier
+
+    def count_noise(self, noise_multiplier: float, num_layers: int) -> float:
+        """The standard deviation of the noise on each layer's count; an example adds -1/2 or 1/2 to each.
+
+        Gradients over their sensitivity and counts over sqrt(K) / 2 are two Gaussian mechanisms on the same sample,
+        with multipliers a and b; together they are one with 1 / sqrt(1 / a^2 + 1 / b^2) (arXiv 1905.03871, Theorem 1),
+        which is the total one for a = sigma / sqrt(1 - budget), b = sigma / sqrt(budget).
+        """
+        return noise_multiplier / math.sqrt(self.budget) * math.sqrt(num_layers) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The (epsilon, delta) that a recipe's noise was calibrated to, of add/remove neighbours.
+
+    Training a recipe with a target stops before the first step if its noise, sampling and steps spend more.
+    """
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0:  # refuses NaN as well
+            raise ValueError(f"target.epsilon: got {self.epsilon}, expected a number > 0")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"target.delta: got {self.delta}, expected a number between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SGD:
     """Minibatch SGD without privacy: shuffled epochs, (Nesterov) momentum, weight decay added to the gradient.
 
+    The losses of `augmentation`'s copies are averaged; `ema`, `optimizer` and `trainable` are as those of `DPSGD`.
     `microbatch` is the number of images that a step works on at a time, None for the whole batch: less memory, the
     same gradient up to rounding.
     """
@@ -79,18 +208,23 @@ class SGD:
     nesterov: bool = False
     weight_decay: float = 0.0
     microbatch: int | None = None
+    augmentation: Augmentation = Augmentation()
+    ema: EMA = EMA()
+    optimizer: Optimizer = Optimizer()
+    trainable: str = "all"
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_steps", "batch_size", "learning_rate")
+        _require_shared(self)
         if self.microbatch is not None and (self.microbatch < 1 or self.batch_size % self.microbatch):
             raise ValueError(f"microbatch: got {self.microbatch}, expected a divisor of batch_size = {self.batch_size}")
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """The Optax optimiser."""
+    def build_optimizer(self) -> optax.GradientTransformation:
+        """The Optax optimiser, weight decay included."""
         rate = self.schedule.build(self.learning_rate, self.num_steps)
-        sgd = optax.sgd(rate, momentum=self.momentum or None, nesterov=self.nesterov)
-        return optax.chain(optax.add_decayed_weights(self.weight_decay), sgd)
+        update = self.optimizer.build(rate, self.momentum, self.nesterov)
+        return optax.chain(optax.add_decayed_weights(self.weight_decay), update)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +232,19 @@ class DPSGD:
     """DP-SGD: Poisson sampling, per-example clipping, Gaussian noise (arXiv 1607.00133, Algorithm 1).
 
     The noisy sum is divided by the batch size that is expected before the coins are tossed, q (r + m / 2) with
-    q = `sampling_prob`, r other images and m canaries. `noise_multiplier` is the noise's standard deviation over
-    `clip_norm`. `microbatch` is the number of examples whose gradients are held at a time. The gradients of an
-    example's augmented copies are averaged before they are clipped (arXiv 2204.13650).
+    q = `sampling_prob`, r other images and m canaries. `microbatch` is the number of examples that are worked on at a
+    time. The gradients of an example's augmented copies are averaged before they are clipped (arXiv 2204.13650).
+
+    Attributes:
+      num_steps: T.
+      sampling_prob: q, the chance of each example to be in a batch.
+      clip_norm: C, the norm that an example's gradient is clipped to; see `Clipping` where layers are clipped apart.
+      noise_multiplier: sigma, the noise's standard deviation over the sensitivity of what it is added to.
+      learning_rate: At the peak of the schedule.
+      rescale_to_unit_norm: Whether the noisy mean is divided by the sensitivity, so that the learning rate need not
+        follow the clip norm (De et al.).
+      trainable: "all" or "last", the last layer only; others stay as they start.
+      target: What the noise was calibrated to, if it was.
     """
 
     num_steps: int
@@ -111,20 +255,37 @@ class DPSGD:
     momentum: float = 0.0
     nesterov: bool = False
     microbatch: int = 64
+    clipping: Clipping = Clipping()
+    rescale_to_unit_norm: bool = False
     augmentation: Augmentation = Augmentation()
+    ema: EMA = EMA()
+    optimizer: Optimizer = Optimizer()
+    trainable: str = "all"
+    target: Target | None = None
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_steps", "sampling_prob", "clip_norm", "learning_rate", "microbatch")
+        _require_shared(self)
         if self.sampling_prob > 1:
             raise ValueError(f"sampling_prob: got {self.sampling_prob}, expected a probability in (0, 1]")
         if not self.noise_multiplier >= 0:  # refuses NaN as well
             raise ValueError(f"noise_multiplier: got {self.noise_multiplier}, expected a number >= 0")
 
-    def optimizer(self) -> optax.GradientTransformation:
+    def build_optimizer(self) -> optax.GradientTransformation:
         """The Optax optimiser that is given the noisy mean gradient."""
         rate = self.schedule.build(self.learning_rate, self.num_steps)
-        return optax.sgd(rate, momentum=self.momentum or None, nesterov=self.nesterov)
+        return self.optimizer.build(rate, self.momentum, self.nesterov)
+
+
+def _require_shared(recipe: SGD | DPSGD) -> None:
+    """Refuse what both algorithms refuse."""
+    if recipe.trainable not in TRAINABLE:
+        raise ValueError(f"trainable: got {recipe.trainable!r}, expected one of {', '.join(TRAINABLE)}")
+    if recipe.optimizer.name != "sgd" and recipe.momentum:
+        raise ValueError(f"momentum: got {recipe.momentum}, expected 0 with optimizer {recipe.optimizer.name!r}")
+    if recipe.optimizer.name == "sgd" and recipe.optimizer.options:
+        raise ValueError("optimizer.options: got some, expected none for sgd, whose momentum is a setting of its own")
 
 
 def _require_positive(recipe: Any, *names: str) -> None:

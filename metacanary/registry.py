@@ -120,6 +120,7 @@ _CIFAR10_JPEG75 = dataclasses.replace(
         "test_images": "b7018a062865e9348a704e72416eb53c816b43cc8ac42ab43276a2b967508ab6",
     },
     archives=(Archive(file_name="cifar10-jpeg75-binary.tar.gz"),),
+    copy_of="cifar10",
 )
 
 _CIFAR100 = Source(

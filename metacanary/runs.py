@@ -73,5 +73,7 @@ def take(images: jax.Array, canary_images: jax.Array, rows: jax.Array) -> jax.Ar
     """Images in [0, 1] by row; rows from len(images) on are canaries, and differentiable."""
     r = len(images)
     others = images[jnp.minimum(rows, r - 1)].astype(canary_images.dtype) / 255
+    if not len(canary_images):
+        return others
     is_canary = (rows >= r)[:, None, None, None]
     return jnp.where(is_canary, canary_images[jnp.maximum(rows - r, 0)], others)

@@ -53,6 +53,7 @@ class Source:
       digests: SHA-256 of the raw uint8 bytes of arrays, by name; "train_images[:1000]" is of the first 1,000.
       fetch: Called with the source and `data_dir`, returns the four arrays in the order of the source.
       archives: What it is read from, if it is no part of a package.
+      copy_of: The data set whose images these are, altered but in the same order; empty if there is none.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Source:
     digests: Mapping[str, str]
     fetch: Callable[["Source", Path], Arrays]
     archives: tuple[Archive, ...] = ()
+    copy_of: str = ""
 
     def verify(self, arrays: Mapping[str, np.ndarray], where: str, known: Mapping[str, str] | None = None) -> None:
         """Checks that arrays are this data set.

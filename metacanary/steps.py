@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import augmentation, dpsgd, gradients, models
-from metacanary.recipes import DPSGD, SGD
+from metacanary import augmentation, clipping, dpsgd, gradients, models
+from metacanary.recipes import DPSGD, SGD, Augmentation
 from metacanary.runs import Pool, stream, take
 
 PyTree = Any
@@ -56,10 +56,13 @@ def data_order(key: jax.Array, used: np.ndarray, num_steps: int, batch_size: int
     return flat[: num_steps * batch_size].reshape(num_steps, batch_size).astype(np.int32)
 
 
-def sgd_state(recipe: SGD, model: nn.Module, pool: Pool, included: np.ndarray, *, seed: int) -> dict[str, PyTree]:
+def sgd_state(
+    recipe: SGD, model: nn.Module, pool: Pool, included: np.ndarray, *, seed: int, initial: Params | None = None
+) -> dict[str, PyTree]:
     """The state before the first step of a run, all that `sgd_step` needs beside the canaries' pixels."""
     order = data_order(stream(seed, "order"), pool.used(included), recipe.num_steps, recipe.batch_size)
-    return {**_start(recipe, model, pool, seed), "order": jnp.asarray(order)}
+    key = {"augmentation": stream(seed, "augmentation")} if recipe.augmentation.is_on else {}
+    return {**_start(recipe, model, pool, seed, initial), "order": jnp.asarray(order), **key}
 
 
 @cache
@@ -68,24 +71,38 @@ def sgd_step(recipe: SGD, model: nn.Module) -> StepFn:
 
     Equal arguments give the same function object, so that it is compiled once.
     """
-    loss = partial(cross_entropy, model)
 
     def step(state: PyTree, canary_images: jax.Array, t: jax.Array) -> PyTree:
         rows = state["order"][t]
         images, labels = take(state["images"], canary_images, rows), state["labels"][rows]
-        gradient = gradients.mean_gradient(loss, state["params"], images, labels, microbatch=recipe.microbatch)
-        return _updated(recipe, state, gradient)
+        if recipe.augmentation.is_on:
+            copies = _copies(recipe.augmentation, state["augmentation"], t, rows, images)
+            images, labels = copies, jnp.broadcast_to(labels[:, None], copies.shape[:2])
+        trained, frozen = _split(recipe, model, state)
+
+        def loss(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
+            flat = images.reshape(-1, *state["images"].shape[1:])
+            return cross_entropy(model, clipping.merge(params, frozen), flat, labels.ravel())
+
+        gradient = gradients.mean_gradient(loss, trained, images, labels, microbatch=recipe.microbatch)
+        return _updated(recipe, model, state, gradient, t)
 
     return step
 
 
-def dpsgd_state(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.ndarray, *, seed: int) -> dict[str, PyTree]:
+def dpsgd_state(
+    recipe: DPSGD, model: nn.Module, pool: Pool, included: np.ndarray, *, seed: int, initial: Params | None = None
+) -> dict[str, PyTree]:
     """The state before the first step of a private run: the Poisson batches of all steps, and the keys of the rest."""
     samples = dpsgd.poisson_batches(
         stream(seed, "sampling"), recipe.sampling_prob, pool.used(included), recipe.num_steps, recipe.microbatch
     )
     keys = {name: stream(seed, name) for name in ("noise", "augmentation")}
-    return {**_start(recipe, model, pool, seed), "samples": jnp.asarray(samples), **keys}
+    state = {**_start(recipe, model, pool, seed, initial), "samples": jnp.asarray(samples), **keys}
+    if recipe.clipping.name != "flat":
+        names = clipping.trained_layers(recipe, model, pool.images.shape[1:])
+        state["thresholds"] = clipping.start_thresholds(recipe.clipping, recipe.clip_norm, names)
+    return state
 
 
 @cache
@@ -98,15 +115,29 @@ def dpsgd_step(recipe: DPSGD, model: nn.Module) -> StepFn:
     """
 
     def step(state: PyTree, canary_images: jax.Array, t: jax.Array) -> PyTree:
-        total = clipped_sum(recipe, model, state, canary_images, t)
-        noisy = dpsgd.add_noise(
-            jax.random.fold_in(state["noise"], t), total, recipe.noise_multiplier * recipe.clip_norm
-        )
-        # r + m / 2 examples are expected, whatever the coins: a divisor that depends on them would not be accounted.
-        expected_batch = recipe.sampling_prob * (len(state["images"]) + len(canary_images) / 2)
-        return _updated(recipe, state, jax.tree.map(lambda g: g / expected_batch, noisy))
+        return private_update(recipe, model, state, clipped_sum(recipe, model, state, canary_images, t), t)
 
     return step
+
+
+def private_update(
+    recipe: DPSGD, model: nn.Module, state: PyTree, summed: tuple[Params, dict[str, jax.Array]], t: jax.Array
+) -> dict[str, PyTree]:
+    """The state after a step of DP-SGD, from what `clipped_sum` returns: noise, mean, optimiser, next thresholds."""
+    total, counts = summed
+    thresholds, key = state.get("thresholds", {}), jax.random.fold_in(state["noise"], t)
+    noisy = dpsgd.add_noise(key, total, clipping.noise_stddev(recipe, thresholds, total))
+    # r + m / 2 examples are expected, whatever the coins: a divisor that depends on them would not be accounted.
+    num_others = len(state["images"])
+    expected_batch = recipe.sampling_prob * (num_others + (len(state["labels"]) - num_others) / 2)
+    unit = clipping.sensitivity(recipe.clip_norm, thresholds) if recipe.rescale_to_unit_norm else 1.0
+    divisor = expected_batch * unit
+    after = _updated(recipe, model, state, jax.tree.map(lambda g: g / divisor, noisy), t)
+    if recipe.clipping.name == "adaptive":
+        # A key of no other step. fold_in(key, i) is the i-th key that `add_noise` splits off: the same noise twice.
+        of_counts = jax.random.fold_in(state["noise"], recipe.num_steps + t)
+        after["thresholds"] = clipping.next_thresholds(recipe, thresholds, counts, expected_batch, of_counts)
+    return after
 
 
 def clipped_sum(
@@ -117,7 +148,7 @@ def clipped_sum(
     t: jax.Array,
     *,
     unroll: int | None = None,
-) -> Params:
+) -> tuple[Params, dict[str, jax.Array]]:
     """Sum of the clipped gradients of the batch of step t, one microbatch after the other.
 
     Args:
@@ -129,56 +160,108 @@ def clipped_sum(
       unroll: microbatches to write out without a loop; None for what suits the device.
 
     Returns:
-      A tree as the parameters.
+      A tree as the parameters that are trained, and the counts of `clipping.clipped_sum`.
 
     Guarantees:
-      The gradients of one microbatch only are alive at a time, in the sum and in its pull-back (each is
+      What is made of one microbatch only is alive at a time, in the sum and in its pull-back (each is
       rematerialised). How the batch is cut and padded changes nothing but rounding.
     """
     parts = state["samples"][t].reshape(-1, recipe.microbatch)
-    key = jax.random.fold_in(state["augmentation"], t)
+    trained = _split(recipe, model, state)[0]
+    thresholds = state.get("thresholds", {})
 
     @jax.checkpoint
-    def one(params: Params, pixels: jax.Array, rows: jax.Array) -> Params:
-        real = jnp.maximum(rows, 0)
-        images = take(state["images"], pixels, real)
-        # Folded with the row, not with the place in the batch: other coins change no other example's copies.
-        keys = jax.vmap(partial(jax.random.fold_in, key))(real)
-        copies = jax.vmap(partial(augmentation.copies, recipe.augmentation))(keys, images)
-        loss = partial(_loss_of_copies, model)
-        return dpsgd.clipped_gradient_sum(loss, params, copies, state["labels"][real], rows >= 0, recipe.clip_norm)
+    def one(params: Params, pixels: jax.Array, bounds: clipping.Thresholds, rows: jax.Array) -> PyTree:
+        parted = {**state, "params": clipping.merge(params, _split(recipe, model, state)[1]), "thresholds": bounds}
+        return microbatch_sum(recipe, model, parted, pixels, rows, t)
 
-    unroll = unroll or _unroll(model)
+    unroll = unroll or (MAX_UNROLL if is_loop_slow(model) else 1)
 
-    def add(total: Params, rows: jax.Array) -> tuple[Params, None]:
-        def added() -> Params:
-            return jax.tree.map(jnp.add, total, one(state["params"], canary_images, rows))
+    def add(total: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
+        def added() -> PyTree:
+            return jax.tree.map(jnp.add, total, one(trained, canary_images, thresholds, rows))
 
         # A loop passes over what is padding alone; a branch is as slow as a loop where those are slow.
         return (jax.lax.cond(rows[0] >= 0, added, lambda: total) if unroll == 1 else added()), None
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, state["params"]), parts, unroll=min(unroll, len(parts)))[0]
+    start = zero_sum(recipe, model, state)
+    return jax.lax.scan(add, start, parts, unroll=min(unroll, len(parts)))[0]
 
 
-def _unroll(model: nn.Module) -> int:
-    """How many microbatches to write out: XLA on CPUs runs `lax.conv` four times slower in a loop, and nothing else."""
-    is_slow = jax.default_backend() == "cpu" and not getattr(model, "as_matmul", False)
-    return MAX_UNROLL if is_slow else 1
+def zero_sum(recipe: DPSGD, model: nn.Module, state: PyTree) -> tuple[Params, dict[str, jax.Array]]:
+    """What `clipped_sum` returns of an empty batch."""
+    return jax.tree.map(jnp.zeros_like, (_split(recipe, model, state)[0], dict(state.get("thresholds", {}))))
 
 
-def _loss_of_copies(model: nn.Module, params: Params, copies: jax.Array, label: jax.Array) -> jax.Array:
+def microbatch_sum(
+    recipe: DPSGD, model: nn.Module, state: PyTree, canary_images: jax.Array, rows: jax.Array, t: jax.Array
+) -> tuple[Params, dict[str, jax.Array]]:
+    """The part of `clipped_sum` of some rows, int32 [microbatch], of which -1 is padding."""
+    trained, frozen = _split(recipe, model, state)
+    real = jnp.maximum(rows, 0)
+    images = take(state["images"], canary_images, real)
+    return clipping.clipped_sum(
+        model,
+        _loss_of_copies,
+        trained,
+        frozen,
+        _copies(recipe.augmentation, state["augmentation"], t, real, images),
+        state["labels"][real],
+        rows >= 0,
+        clip_norm=recipe.clip_norm,
+        thresholds=state.get("thresholds", {}),
+    )
+
+
+def is_loop_slow(model: nn.Module) -> bool:
+    """Whether XLA had better not loop over microbatches: on CPUs `lax.conv` is many times slower in its loops."""
+    return jax.default_backend() == "cpu" and not getattr(model, "as_matmul", False)
+
+
+def _copies(settings: Augmentation, key: jax.Array, t: jax.Array, rows: jax.Array, images: jax.Array) -> jax.Array:
+    """The copies [batch, K, ...] of the images of a step."""
+    # Folded with the row, not with the place in the batch: other coins change no other example's copies.
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, t)))(rows)
+    return jax.vmap(partial(augmentation.copies, settings))(keys, images)
+
+
+def _loss_of_copies(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Mean loss of the copies of one example: its gradient is the mean of theirs."""
-    return cross_entropy(model, params, copies, jnp.broadcast_to(label, len(copies)))
+    labels = jnp.broadcast_to(label, len(logits))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def _start(recipe: SGD | DPSGD, model: nn.Module, pool: Pool, seed: int) -> dict[str, PyTree]:
+def released(recipe: SGD | DPSGD, state: PyTree) -> Params:
+    """The parameters that a run would release in a state: their moving average, if the recipe has one."""
+    return state["ema"] if recipe.ema.decay else state["params"]
+
+
+def _start(recipe: SGD | DPSGD, model: nn.Module, pool: Pool, seed: int, initial: Params | None) -> dict[str, PyTree]:
     """What the states of both algorithms share."""
-    params = models.init(model, stream(seed, "init"), pool.images.shape[1:])
-    optimizer = recipe.optimizer().init(params)
-    return {"params": params, "optimizer": optimizer, "images": pool.images, "labels": pool.labels}
+    params = initial
+    if params is None:
+        params = models.init(model, stream(seed, "init"), pool.images.shape[1:])
+    state = {"params": params, "images": pool.images, "labels": pool.labels}
+    state["optimizer"] = recipe.build_optimizer().init(_split(recipe, model, state)[0])
+    return state | ({"ema": params} if recipe.ema.decay else {})
 
 
-def _updated(recipe: SGD | DPSGD, state: PyTree, gradient: Params) -> dict[str, PyTree]:
+def _split(recipe: SGD | DPSGD, model: nn.Module, state: PyTree) -> tuple[Params, Params]:
+    """The parameters that are trained, and the others."""
+    if recipe.trainable == "all":
+        return state["params"], {}
+    return clipping.split(state["params"], clipping.trained_layers(recipe, model, state["images"].shape[1:]))
+
+
+def _updated(recipe: SGD | DPSGD, model: nn.Module, state: PyTree, gradient: Params, t: jax.Array) -> dict[str, PyTree]:
     """The state after the optimiser's step."""
-    updates, optimizer = recipe.optimizer().update(gradient, state["optimizer"], state["params"])
-    return {**state, "params": optax.apply_updates(state["params"], updates), "optimizer": optimizer}
+    trained, frozen = _split(recipe, model, state)
+    updates, optimizer = recipe.build_optimizer().update(gradient, state["optimizer"], trained)
+    params = clipping.merge(optax.apply_updates(trained, updates), frozen)
+    after = {**state, "params": params, "optimizer": optimizer}
+    if recipe.ema.decay:
+        decay = jnp.float32(recipe.ema.decay)
+        if recipe.ema.warm_up:
+            decay = jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+        after["ema"] = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, state["ema"], params)
+    return after

@@ -142,7 +142,7 @@ def latex_table(
 
     Guarantees:
       Every special character of TeX in the text is escaped. Only ASCII, if the text has no other characters beyond
-      it than ε, ∞, ± and `NO_VALUE`.
+      it than ε, δ, η, ², √, ∞, ± and `NO_VALUE`.
     """
     lines = [_tex_row(map(_tex_header, cells.columns)), "\\midrule"]
     for place, row in enumerate(cells.to_numpy()):
@@ -256,6 +256,10 @@ _TEX = str.maketrans(
         "~": "\\textasciitilde{}",
         "^": "\\textasciicircum{}",
         "ε": "$\\varepsilon$",
+        "δ": "$\\delta$",
+        "η": "$\\eta$",
+        "²": "$^2$",
+        "√": "$\\surd$",
         "∞": "$\\infty$",
         "±": "$\\pm$",
         NO_VALUE: "---",

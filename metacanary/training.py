@@ -11,6 +11,7 @@ A training set is a `Pool` (the other images, uint8) and the canaries that the r
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -21,11 +22,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from metacanary import models, store
+from metacanary import accounting, layer_gradients, models, steps, store
 from metacanary.recipes import DPSGD, SGD
 from metacanary.runs import Pool
-from metacanary.steps import StepFn, dpsgd_state, dpsgd_step, sgd_state, sgd_step
+from metacanary.steps import StepFn
 
 PyTree = Any
 Params = Any
@@ -36,7 +38,13 @@ CHECK_EVERY = 50
 
 
 def initial_state(
-    recipe: Recipe, model: nn.Module, pool: Pool, included: np.ndarray, *, seed: int
+    recipe: Recipe,
+    model: nn.Module,
+    pool: Pool,
+    included: np.ndarray,
+    *,
+    seed: int,
+    initial: Params | None = None,
 ) -> dict[str, PyTree]:
     """The state of a run before its first step.
 
@@ -46,18 +54,19 @@ def initial_state(
       pool: the other images, and all labels.
       included: bool [m], the run's coins.
       seed: the run's seed.
+      initial: parameters to start from, as of a model that was trained before; None to draw them.
 
     Returns:
       What `step_function` of the same recipe needs beside the canaries' pixels.
     """
     if isinstance(recipe, DPSGD):
-        return dpsgd_state(recipe, model, pool, included, seed=seed)
-    return sgd_state(recipe, model, pool, included, seed=seed)
+        return steps.dpsgd_state(recipe, model, pool, included, seed=seed, initial=initial)
+    return steps.sgd_state(recipe, model, pool, included, seed=seed, initial=initial)
 
 
 def step_function(recipe: Recipe, model: nn.Module) -> StepFn:
     """The step (state, canary_images, t) -> state of a recipe; the same object for equal arguments."""
-    return dpsgd_step(recipe, model) if isinstance(recipe, DPSGD) else sgd_step(recipe, model)
+    return steps.dpsgd_step(recipe, model) if isinstance(recipe, DPSGD) else steps.sgd_step(recipe, model)
 
 
 def train(
@@ -69,6 +78,7 @@ def train(
     *,
     seed: int,
     snapshots: Sequence[int],
+    initial: Params | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_step: Callable[[int], None] | None = None,
@@ -82,7 +92,8 @@ def train(
       canary_images: float32 [m, height, width, channels] in [0, 1].
       included: bool [m], the run's coins.
       seed: the run's seed.
-      snapshots: steps after which parameters are kept, in 1..num_steps.
+      snapshots: steps after which parameters are kept, in 1..num_steps; their moving average, if the recipe has one.
+      initial: parameters to start from, as of a model that was trained before; None to draw them.
       checkpoint: file to resume from and to write to; None writes nothing.
       checkpoint_seconds: time between two checkpoints.
       on_step: called with the number of finished steps, to show progress.
@@ -91,7 +102,8 @@ def train(
       Parameters by step.
 
     Raises:
-      ValueError: a snapshot beyond num_steps, or a checkpoint of another recipe, model or seed.
+      ValueError: a snapshot beyond num_steps, a checkpoint of another recipe, model, start or seed, or of a private
+        recipe what `require_private` refuses; before the first step.
       FloatingPointError: parameters that are not finite, with the first step after which they were not.
 
     Guarantees:
@@ -101,11 +113,13 @@ def train(
     wrong = [s for s in snapshots if not 1 <= s <= recipe.num_steps]
     if wrong:
         raise ValueError(f"snapshots: got {wrong}, expected steps between 1 and num_steps = {recipe.num_steps}")
-    pixels, step = jnp.asarray(canary_images), _compiled(step_function(recipe, model))
-    state = initial_state(recipe, model, pool, included, seed=seed)
+    if isinstance(recipe, DPSGD):
+        require_private(recipe, model, pool, included)
+    pixels, step = jnp.asarray(canary_images), compiled_step(recipe, model)
+    state = initial_state(recipe, model, pool, included, seed=seed, initial=initial)
     kept = {str(s): state["params"] for s in sorted(snapshots)}
     start = 0
-    identity = {"recipe": repr(recipe), "model": repr(model), "seed": seed}
+    identity = {"recipe": repr(recipe), "model": repr(model), "seed": seed, "initial": _digest(initial)}
     if checkpoint is not None and checkpoint.exists():
         _require_same_run(checkpoint, identity)
         saved = store.read_tree(checkpoint, {"step": np.int64(0), "carried": _carried(state), "kept": kept})
@@ -121,7 +135,7 @@ def train(
         if due or t + 1 in looks:
             _require_finite(first_bad, recipe.num_steps)
         if t + 1 in snapshots:
-            kept[str(t + 1)] = state["params"]
+            kept[str(t + 1)] = steps.released(recipe, state)
         if checkpoint is not None and due:
             tree = {"step": np.int64(t + 1), "carried": _carried(state), "kept": kept}
             store.write_tree(checkpoint, tree, identity)
@@ -131,18 +145,129 @@ def train(
     return {int(s): params for s, params in kept.items()}
 
 
-@cache
-def _compiled(step_fn: StepFn) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
-    """What a step changes in the state, compiled once for each step function.
+def compiled_step(recipe: Recipe, model: nn.Module) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
+    """What a step of a run changes in the state, (state, canary_images, t) -> part of the state; compiled once.
 
     What it only reads, the data set above all, is not returned, since XLA would copy it at every step.
     """
+    if isinstance(recipe, DPSGD) and steps.is_loop_slow(model):
+        return _in_microbatches(recipe, model)
+    return _compiled(step_function(recipe, model))
+
+
+@cache
+def _compiled(step_fn: StepFn) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
+    """A step as one program; equal functions share it."""
     return jax.jit(lambda state, pixels, t: _carried(step_fn(state, pixels, t)))
+
+
+@cache
+def _in_microbatches(recipe: DPSGD, model: nn.Module) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
+    """A step of DP-SGD as one program for a microbatch, called in a loop, and one for the update.
+
+    Where XLA's own loop is slow the alternative is to write all microbatches out, minutes of compilation.
+    """
+
+    def add(total: PyTree, state: PyTree, pixels: jax.Array, rows: jax.Array, t: jax.Array) -> PyTree:
+        return jax.tree.map(jnp.add, total, steps.microbatch_sum(recipe, model, state, pixels, rows, t))
+
+    zeros = jax.jit(partial(steps.zero_sum, recipe, model))
+    added = jax.jit(add, donate_argnums=0)
+    update = jax.jit(lambda state, summed, t: _carried(steps.private_update(recipe, model, state, summed, t)))
+
+    def step(state: PyTree, pixels: jax.Array, t: np.integer) -> dict[str, PyTree]:
+        parts = np.asarray(state["samples"][t]).reshape(-1, recipe.microbatch)
+        summed = zeros(state)
+        for rows in parts:
+            if rows[0] >= 0:
+                summed = added(summed, state, pixels, rows, t)
+        return update(state, summed, t)
+
+    return step
 
 
 def _carried(state: PyTree) -> dict[str, PyTree]:
     """What of a state changes from step to step."""
-    return {name: state[name] for name in ("params", "optimizer")}
+    return {name: state[name] for name in ("params", "optimizer", "ema", "thresholds") if name in state}
+
+
+def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.ndarray) -> None:
+    """Refuse a training that would not have the privacy that is claimed for it.
+
+    Args:
+      recipe: what to train with.
+      model: the network.
+      pool: the other images, and all labels.
+      included: bool [m], the run's coins.
+
+    Raises:
+      ValueError: a model in which an example's logits depend on other examples, as with batch normalisation, or that
+        keeps statistics of its inputs; noise, sampling and steps that spend more than `recipe.target`; a target delta
+        of 1 / N or more, which allows to publish one of N examples as it is.
+    """
+    _require_independent(model, pool.images.shape[1:])
+    if recipe.target is None:
+        return
+    num_examples, delta = int(pool.used(included).sum()), recipe.target.delta
+    if not delta < 1 / num_examples:
+        raise ValueError(f"delta: got {delta}, expected a number below 1 / {num_examples}, the training examples")
+    spent = accounting.cross_checked_epsilon(
+        noise_multiplier=recipe.noise_multiplier,
+        sampling_prob=recipe.sampling_prob,
+        num_steps=recipe.num_steps,
+        delta=delta,
+    )
+    if spent > recipe.target.epsilon:
+        raise ValueError(
+            f"noise_multiplier: got {recipe.noise_multiplier:.5g}, with which {recipe.num_steps} steps at "
+            f"sampling_prob {recipe.sampling_prob:g} spend epsilon {spent:.4g}, expected at most "
+            f"{recipe.target.epsilon:g}"
+        )
+
+
+@cache
+def _require_independent(model: nn.Module, image_shape: tuple[int, ...]) -> None:
+    """Refuse a model in which one example's logits depend on another example, or that is not its parameters alone.
+
+    In a model that comes apart in layers the same is asked of what each layer returns: rows that are turned round
+    before a layer and turned back behind it would be clipped as those of another example.
+    """
+    kept = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, *image_shape)))
+    others = sorted(kept.keys() - {"params"})
+    if others:
+        raise ValueError(
+            f"model {type(model).__name__}: keeps {', '.join(others)}, expected parameters alone under DP-SGD: "
+            "statistics of batches are not private; GroupNorm has none"
+        )
+    images = jax.random.uniform(jax.random.key(1), (3, *image_shape))
+    params = models.init(model, jax.random.key(2), image_shape)
+    try:
+        names = ["", *layer_gradients.layers(model, image_shape)]
+    except ValueError:
+        names = [""]  # Clipped example by example.
+    run = jax.jit(partial(model.apply, capture_intermediates=True, mutable=["intermediates"]))
+    first, second = (
+        {"/".join(path[:-1]): y[0] for path, y in flatten_dict(run({"params": params}, images[rows])[1]).items()}
+        for rows in (jnp.array([0, 1]), jnp.array([0, 2]))
+    )
+    for name in names:
+        place = "/".join(filter(None, ("intermediates", name)))
+        if not jnp.allclose(first[place][0], second[place][0], rtol=1e-3, atol=1e-5):
+            what = f"output of {name} for one image depends" if name else "logits of one image depend"
+            raise ValueError(
+                f"model {type(model).__name__}: the {what} on the others of its batch, expected on it alone under "
+                "DP-SGD: clipping one example would not bound its influence"
+            )
+
+
+def _digest(params: Params | None) -> str:
+    """What identifies parameters, or none."""
+    if params is None:
+        return ""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _require_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:

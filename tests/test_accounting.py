@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metacanary.accounting import epsilon, gaussian_epsilon, gaussian_mu, noise_multiplier
+from metacanary import accounting
+from metacanary.accounting import cross_checked_epsilon, epsilon, gaussian_epsilon, gaussian_mu, noise_multiplier
 
 DIGITS = {"sampling_prob": 0.2, "num_steps": 200, "delta": 1e-5}
 CIFAR = {"sampling_prob": 4096 / 49_500, "delta": 1e-5}
@@ -223,3 +224,81 @@ def test_epsilon_rejects_bad_noise(value):
         gaussian_epsilon(value, 1e-5)
     with pytest.raises(ValueError, match="epsilon is"):
         gaussian_mu(value, 1e-5)
+
+
+# De et al. 2022 (arXiv 2204.13650): batch 4096 of 50,000; (sigma, T) -> epsilon at 1e-5 by RDP and by PLD.
+DE_ET_AL = {
+    (10, 875): (0.99, 0.90),
+    (6, 1125): (2.00, 1.84),
+    (5, 1593): (2.98, 2.75),
+    (4, 1687): (4.00, 3.69),
+    (3, 2468): (7.05, 6.53),
+}
+
+
+@pytest.mark.parametrize(("sigma", "num_steps"), DE_ET_AL)
+def test_cross_checked_epsilon_is_that_of_pld(sigma, num_steps):
+    """Both accountants give the values of the table, to its last digit; PLD's is returned."""
+    options = {"sampling_prob": 4096 / 50_000, "num_steps": num_steps, "delta": 1e-5, "noise_multiplier": sigma}
+    by_rdp, by_pld = DE_ET_AL[sigma, num_steps]
+    assert epsilon(**options, accountant="rdp") == pytest.approx(by_rdp, abs=6e-3)
+    assert cross_checked_epsilon(**options) == epsilon(**options) == pytest.approx(by_pld, abs=6e-3)
+
+
+@pytest.mark.parametrize("target", [8, 6, 4, 2, 1])
+@pytest.mark.parametrize("num_steps", [2500, 850])
+def test_cross_checked_epsilon_of_known_sigmas_is_their_target(num_steps, target):
+    """PLD's sigma spends the target; RDP's is larger and spends less. The table has four digits."""
+    options = {"num_steps": num_steps, **CIFAR}
+    spent = cross_checked_epsilon(noise_multiplier=SIGMAS[num_steps, "pld"][target], **options)
+    assert spent == pytest.approx(target, rel=2e-3)
+    by_rdp = SIGMAS[num_steps, "rdp"][target]
+    assert epsilon(noise_multiplier=by_rdp, accountant="rdp", **options) == pytest.approx(target, rel=2e-3)
+    assert cross_checked_epsilon(noise_multiplier=by_rdp, **options) < spent
+
+
+def test_cross_checked_epsilon_under_replace_one_is_larger():
+    """RDP does not know it: checked under add/remove, returned under replace-one."""
+    found = cross_checked_epsilon(noise_multiplier=4.0, adjacency="replace_one", **DIGITS)
+    assert found == epsilon(noise_multiplier=4.0, adjacency="replace_one", **DIGITS)
+    assert found > 1.5 * cross_checked_epsilon(noise_multiplier=4.0, **DIGITS)
+
+
+def test_cross_checked_epsilon_without_noise_is_infinite():
+    assert cross_checked_epsilon(noise_multiplier=0.0, **DIGITS) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("accountant", "wrong"),
+    [
+        ("pld", lambda value: 0.25 * value),  # too optimistic: RDP says far more
+        ("pld", lambda value: 1.2 * value),  # above RDP, which is looser
+        ("rdp", lambda value: 0.9 * value - 0.2),
+        ("rdp", lambda value: 2 * value + 3),
+        ("pld", lambda value: math.nan),
+        ("rdp", lambda value: math.inf),
+    ],
+)
+@pytest.mark.parametrize("adjacency", ["add_remove", "replace_one"])
+def test_cross_checked_epsilon_raises_when_one_accountant_is_wrong(accountant, wrong, adjacency, monkeypatch):
+    """Whichever it is; the message has both values."""
+    options = {"noise_multiplier": 3.0, **DIGITS}
+    right = {name: epsilon(**options, accountant=name) for name in accounting.ACCOUNTANTS}
+    honest = accounting._epsilon
+
+    def broken(*args):
+        return wrong(honest(*args)) if accountant in args else honest(*args)
+
+    monkeypatch.setattr(accounting, "_epsilon", broken)
+    both = right | {accountant: wrong(right[accountant])}
+    with pytest.raises(ArithmeticError) as error:
+        cross_checked_epsilon(**options, adjacency=adjacency)
+    assert f"epsilon is {both['pld']:.6g} by PLD and {both['rdp']:.6g} by RDP" in str(error.value)
+    assert "noise_multiplier 3, sampling_prob 0.2, num_steps 200, delta 1e-05" in str(error.value)
+
+
+def test_cross_checked_epsilon_rejects_bad_mechanisms():
+    with pytest.raises(ValueError, match=r"delta is 1\.0, expected a number in"):
+        cross_checked_epsilon(noise_multiplier=1.0, **DIGITS | {"delta": 1.0})
+    with pytest.raises(ValueError, match="adjacency is 'swap', expected one of"):
+        cross_checked_epsilon(noise_multiplier=1.0, adjacency="swap", **DIGITS)

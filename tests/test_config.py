@@ -88,6 +88,115 @@ def test_config_files_are_valid(path):
     assert message(read(path)) is None
 
 
+TAN = {"training": "dpsgd", "batch_size": 10, "num_validation": 100}
+
+
+def with_tan(path, value):
+    """The tiny config with a search of settings, and one value changed."""
+    config = read("tests/tiny.yaml") | {"tan": copy.deepcopy(TAN)}
+    *parents, last = path.split(".")
+    functools.reduce(operator.getitem, parents, config)[last] = value
+    return config
+
+
+def test_config_without_tan_searches_nothing():
+    config = read("tests/tiny.yaml")
+    config.pop("tan", None)
+    assert complete(config)["tan"]["training"] is None
+    assert message(config) is None
+    assert message(with_tan("seed", 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (
+            "tan.training",
+            "sgd",
+            "tan.training: got 'sgd', expected null or one of the trainings of algorithm dpsgd: dpsgd",
+        ),
+        (
+            "tan.training",
+            "other",
+            "tan.training: got 'other', expected null or one of the trainings of algorithm dpsgd",
+        ),
+        ("tan.epsilon", 0, "tan.epsilon: got 0, expected a number > 0"),
+        (
+            "tan.batch_size",
+            29,
+            "tan.batch_size: got 29, expected less than the full batch, 28.74 on digits, and at most",
+        ),
+        (
+            "tan.batch_sizes",
+            [4, 1438],
+            "tan.batch_sizes: got 1438, expected at most the 1437 training images of digits",
+        ),
+        ("tan.batch_sizes", [4, 4], "tan.batch_sizes: got [4, 4], expected no item twice"),
+        ("tan.num_validation", 9, "tan.num_validation: got 9, expected from 10 to 718, half of the training images of"),
+        (
+            "tan.num_validation",
+            719,
+            "tan.num_validation: got 719, expected from 10 to 718, half of the training images",
+        ),
+        ("tan.learning_rates", [], "tan.learning_rates: got [], expected at least 1 item(s)"),
+        ("tan.learning_rates", [0], "tan.learning_rates: got 0, expected a number > 0"),
+        (
+            "tan.multiplicities",
+            [1, 4],
+            "tan.multiplicities: got 4, expected 1 without flip and crop_padding, since all",
+        ),
+        ("tan.noise_factors", [], "tan.noise_factors: got [], expected at least 1 item(s)"),
+        ("tan.epsilons", [1], "tan: unknown key 'epsilons', did you mean 'epsilon'?"),
+    ],
+)
+def test_check_names_what_is_wrong_in_tan(path, value, expected):
+    found = message(with_tan(path, value))
+    assert found is not None
+    assert found.startswith(expected)
+
+
+def test_check_refuses_a_search_from_pretrained_parameters():
+    config = complete(with_tan("seed", 1))
+    config["trainings"]["dpsgd"]["pretraining"] = "public"
+    with pytest.raises(ValueError, match=r"tan\.training: got 'dpsgd', expected a training without a pretraining"):
+        _config._check_tan(config)
+
+
+DE_ET_AL = {0.90: (10, 875), 1.84: (6, 1125), 2.75: (5, 1593), 3.69: (4, 1687), 6.53: (3, 2468)}
+
+
+def noise_of(training, config):
+    """The noise multiplier that a training gets for its one epsilon."""
+    options, (epsilon,) = training["options"], training["epsilons"]
+    mechanism = {name: options[name] for name in ("sampling_prob", "num_steps")}
+    return accounting.noise_multiplier(epsilon=epsilon, delta=config["delta"], **mechanism)
+
+
+def test_de_et_al_have_their_noise_and_steps():
+    """(noise, steps) at batch 4,096 of 50,000; to 2%, since epsilons are rounded to two digits."""
+    config = complete(read("config/de_et_al.yaml"))
+    models = {}
+    for name, training in config["trainings"].items():
+        noise, steps = DE_ET_AL[training["epsilons"][0]]
+        assert (training["options"]["num_steps"], training["snapshots"]) == (steps, [steps])
+        models.setdefault(training["model"]["name"], []).append(training["epsilons"][0])
+        if name.startswith("wrn16_4"):  # the others have the same
+            assert noise_of(training, config) == pytest.approx(noise, rel=0.02)
+    assert models == {"wrn16_4": list(DE_ET_AL), "wrn40_4": list(DE_ET_AL)}
+
+
+def test_tan_reference_is_the_published_one():
+    """WRN-16-4, batch 4,096, noise 3, 2,500 steps, 16 copies, learning rate 4, moving average; 256 in the search."""
+    config = complete(read("config/tan_reference.yaml"))
+    reference = config["trainings"][config["tan"]["training"]]
+    options = reference["options"]
+    assert noise_of(reference, config) == pytest.approx(3, rel=0.02)
+    assert options["sampling_prob"] * 50_000 == pytest.approx(4096)
+    assert (options["num_steps"], options["augmentation"]["multiplicity"], options["learning_rate"]) == (2500, 16, 4)
+    assert options["ema"] == {"decay": 0.9999, "warm_up": True}
+    assert (reference["model"]["name"], config["tan"]["batch_size"]) == ("wrn16_4", 256)
+
+
 def test_config_without_metasmoothness_measures_none():
     config = read("tests/tiny.yaml")
     del config["metasmoothness"]
@@ -215,6 +324,108 @@ def test_check_names_key_value_and_expectation(path, value, expected):
     assert "\n" not in found
 
 
+PUBLIC = {
+    "dataset": "digits",
+    "model": {"name": "convnet", "options": {"widths": [4]}},
+    "options": {"num_steps": 3, "batch_size": 20, "learning_rate": 0.1},
+}
+
+
+def fine_tuning(path=None, value=None):
+    """The tiny config on 1,000 images, whose private models start from one of the others; with one value changed."""
+    config = read("tests/tiny.yaml") | {"num_train": 1000, "pretrainings": {"public": copy.deepcopy(PUBLIC)}}
+    config["trainings"]["dpsgd"]["pretraining"] = "public"
+    config.pop("tan", None)  # a search starts from scratch
+    if path is not None:
+        *parents, last = path.split(".")
+        functools.reduce(operator.getitem, parents, config)[last] = value
+    return config
+
+
+def test_check_takes_fine_tuning():
+    assert message(fine_tuning()) is None
+    assert complete(fine_tuning())["trainings"]["sgd"]["pretraining"] is None
+    assert complete(read("tests/tiny.yaml"))["pretrainings"] == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (
+            "num_train",
+            None,
+            "pretrainings.public.dataset: got 'digits', expected another data set than digits, whose images are",
+        ),
+        ("pretrainings.public.dataset", "mnits", "pretrainings.public.dataset: got 'mnits', expected one of digits, "),
+        (
+            "pretrainings.public.dataset",
+            "cinic10",
+            "pretrainings.public.dataset: got 'cinic10', expected one with images of 8x8x1 (height, width, channels)",
+        ),
+        (
+            "pretrainings.public.num_train",
+            438,
+            "pretrainings.public.num_train: got 438, expected null, or from 10 to the 437 images of digits",
+        ),
+        ("pretrainings.public.num_train", 9, "pretrainings.public.num_train: got 9, expected null, or from 10 to the"),
+        (
+            "pretrainings.public.options.batch_size",
+            438,
+            "pretrainings.public.options.batch_size: got 438, expected at most the 437 images of digits",
+        ),
+        (
+            "pretrainings.public.options.microbatch",
+            3,
+            "pretrainings.public.options.microbatch: got 3, expected null or a divisor of batch_size = 20",
+        ),
+        ("pretrainings.public.options.sampling_prob", 0.1, "pretrainings.public.options: unknown key 'sampling_prob'"),
+        ("pretrainings.public.snapshots", [3], "pretrainings.public: unknown key 'snapshots', expected ["),
+        ("pretrainings", {"My name": PUBLIC}, "pretrainings: got the name 'My name', expected one that matches ^[a-z]"),
+        (
+            "trainings.dpsgd.pretraining",
+            "cinic10",
+            "trainings.dpsgd.pretraining: got 'cinic10', expected null or one of public (pretrainings)",
+        ),
+        (
+            "pretrainings",
+            {},
+            "trainings.dpsgd.pretraining: got 'public', expected null, since there are no pretrainings",
+        ),
+        (
+            "trainings.dpsgd.model.options.widths",
+            [8],
+            "trainings.dpsgd.model: got {'name': 'convnet', 'options': {'widths': [8], ",
+        ),
+    ],
+)
+def test_check_of_pretrainings_names_key_value_and_expectation(path, value, expected):
+    found = message(fine_tuning(path, value))
+    assert found is not None
+    assert found.startswith(expected)
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("audited", "public", "refused"),
+    [
+        ("cifar10", "cinic10", False),
+        ("cifar10", "cifar100", False),
+        ("cifar10", "cifar10_jpeg75", True),
+        ("cifar10_jpeg75", "cifar10", True),
+        ("cifar10", "cifar10", True),
+    ],
+)
+def test_check_refuses_to_pretrain_on_private_images(audited, public, refused):
+    """Nor on an altered copy of them."""
+    config = fine_tuning("num_train", None) | {"datasets": [audited]}
+    config["pretrainings"]["public"]["dataset"] = public
+    config["figures"] |= {"figure1_dataset": audited, "figure2_dataset": audited}
+    expected = (
+        f"pretrainings.public.dataset: got {public!r}, expected another data set than {audited}, whose images are"
+    )
+    assert (message(config) or "").startswith(expected) if refused else message(config) is None
+
+
 def test_check_takes_an_optimization_through_dpsgd():
     """With its noise; the defaults of DP-SGD are filled in, and the noise of the others stays open."""
     training = PRIVATE_KIND["training"] | {"noise_multiplier": 0.0}
@@ -264,6 +475,9 @@ def test_schema_is_valid_and_describes_every_key():
             assert "default" in key or name in (*part.get("required", ()), *CHOICES), name
 
 
+PARTS = ("augmentation", "ema", "optimizer")
+
+
 def fields(cls, *left_out):
     """Names and defaults of the fields of a dataclass or a Flax module."""
     own = [f for f in dataclasses.fields(cls) if f.name not in ("parent", "name", *left_out)]
@@ -281,9 +495,12 @@ def plain(value):
         ("convnet", models.ConvNet, ["num_classes"]),
         ("resnet9", models.ResNet9, ["num_classes"]),
         ("wide_resnet", models.WideResNet, ["num_classes", "depth", "width"]),
-        ("sgd_options", recipes.SGD, ["schedule"]),
-        ("dpsgd_options", recipes.DPSGD, ["augmentation", "schedule", "noise_multiplier"]),
+        ("sgd_options", recipes.SGD, [*PARTS, "schedule"]),
+        ("dpsgd_options", recipes.DPSGD, [*PARTS, "clipping", "noise_multiplier", "schedule", "target"]),
         ("augmentation", recipes.Augmentation, []),
+        ("clipping", recipes.Clipping, ["thresholds"]),
+        ("ema", recipes.EMA, []),
+        ("optimizer", recipes.Optimizer, ["options"]),
         ("signed", optimization.SignedUpdate, []),
         ("adam", optimization.AdamUpdate, []),
         ("loss_gap", objectives.LossGap, []),
@@ -293,7 +510,7 @@ def plain(value):
 )
 def test_schema_has_the_options_of_the_package(name, cls, left_out):
     others = {"name", "schedule", "family", "game", "model", "start", "objective", "update", "training"}
-    others |= {"algorithm", "noise_multiplier", "augmentation", "memory_mb"}
+    others |= {*PARTS, "algorithm", "clipping", "memory_mb", "noise_multiplier", "options", "thresholds"}
     keys = {key: part.get("default") for key, part in SCHEMA["$defs"][name]["properties"].items() if key not in others}
     assert keys == {key: plain(default) for key, default in fields(cls, *left_out).items()}
 
@@ -333,8 +550,10 @@ def test_schema_has_the_names_of_the_package():
     assert set(inspect.signature(audits.audit).parameters) >= {"delta", "significance"}
 
 
-def test_paper_config_marks_every_value():
-    lines = (ROOT / "config/config.yaml").read_text(encoding="utf-8").split("canaries:\n", 1)[1].split("\nfigures:")[0]
+@pytest.mark.parametrize("name", ["config", "de_et_al", "tan_reference"])
+def test_paper_config_marks_every_value(name):
+    text = (ROOT / f"config/{name}.yaml").read_text(encoding="utf-8")
+    lines = text.split("canaries:\n", 1)[1].split("\nfigures:")[0]
     values = [line for line in lines.splitlines() if re.search(r": [\d\[]", line) and "canaries: [" not in line]
     unmarked = [line for line in values if not re.search(r"# .*\[[PSIUO]\]", line) and "epsilons: [inf]" not in line]
     assert unmarked == []
@@ -363,13 +582,17 @@ def rows(part, prefix=""):
         )
         shown = shown.removesuffix("\n...\n").strip()
         description = key.get("description") or SCHEMA["$defs"][key["$ref"].rsplit("/", 1)[1]]["description"]
-        if name in CHOICES and "enum" not in key and part is not SCHEMA["$defs"]["kind"]:
+        if (
+            name in CHOICES
+            and "enum" not in key
+            and part not in (SCHEMA["$defs"]["kind"], SCHEMA["$defs"]["optimizer"])
+        ):
             continue  # the other keys of this part are those of one choice
         if "properties" in key:
             yield from rows(key, f"{prefix}{name}.")
         elif "patternProperties" in key:
             (inner,) = key["patternProperties"].values()
-            yield f"| `{prefix}{name}.*` | {values(inner)} | required | {description} |"
+            yield f"| `{prefix}{name}.*` | {values(inner)} | {shown} | {description} |"
         else:
             yield f"| `{prefix}{name}` | {values(key)} | {shown} | {description} |"
 

@@ -438,6 +438,55 @@ def test_load_subset_is_of_the_whole(digits_dir):
     assert [path.name for path in digits_dir.iterdir()] == ["digits"]
 
 
+@pytest.mark.parametrize("num_train", [10, 205, 1000, 1390])
+def test_load_without_a_subset_is_all_the_rest(digits_dir, num_train):
+    """No training image of one is in the other, nor a test image in either: all digits differ."""
+
+    def pixels(images):
+        return {image.tobytes() for image in images}
+
+    whole = data.load("digits", digits_dir)
+    private, rest = data.load("digits", digits_dir, num_train), data.load("digits", digits_dir, without=num_train)
+    parts = [pixels(part) for part in (private.train_images, rest.train_images, whole.test_images)]
+    assert [len(part) for part in parts] == [num_train, 1437 - num_train, 360]
+    assert len(set.union(*parts)) == 1437 + 360
+    np.testing.assert_array_equal(rest.test_images, whole.test_images)
+    assert rest.name == f"digits-without{num_train}" == data.subset_name("digits", None, num_train)
+
+
+def test_load_chooses_among_the_rest(digits_dir):
+    rest, few = (data.load("digits", digits_dir, n, without=1000) for n in (None, 105))
+    chosen = data.stratified(rest.train_labels, 10, 105)
+    np.testing.assert_array_equal(few.train_images, rest.train_images[chosen])
+    np.testing.assert_array_equal(few.train_labels, rest.train_labels[chosen])
+    assert np.bincount(few.train_labels).tolist() == [11] * 5 + [10] * 5
+    assert few.name == "digits-without1000-train105"
+    assert few.provenance["subset"]["num_train"] == 105
+    index = np.setdiff1d(np.arange(1437), data.stratified(data.load("digits", digits_dir).train_labels, 10, 1000))
+    digest = hashlib.sha256(index[chosen].astype("<i8").tobytes()).hexdigest()
+    assert few.provenance["subset"]["index_sha256"] == digest
+
+
+def test_load_refuses_a_rest_of_nothing_or_of_too_few(digits_dir):
+    with pytest.raises(ValueError, match=r"without=1437: leaves no image of 'digits', expected less than 1437"):
+        data.load("digits", digits_dir, without=1437)
+    with pytest.raises(ValueError, match="num_train=400: needs 40 images of class 8, which has 39"):
+        data.load("digits", digits_dir, 400, without=1000)
+
+
+def test_origin_names_whose_images_a_copy_has():
+    assert {name: data.origin(name) for name in data.names() if data.origin(name) != name} == {
+        "cifar10_jpeg75": "cifar10"
+    }
+
+
+def test_copies_have_the_labels_of_their_origin_in_its_order():
+    """So that a subset of one is the same subset of the other; images are chosen by labels alone."""
+    for source in data.SOURCES.values():
+        if source.copy_of:
+            assert source.digests["train_labels"] == data.SOURCES[source.copy_of].digests["train_labels"]
+
+
 def test_subset_is_the_same_for_ever(digits_dir):
     """A golden number: results name a subset by its size alone, so that another choice would be another data set."""
     provenance = data.load("digits", digits_dir, 200).provenance

@@ -259,3 +259,25 @@ def test_add_noise_is_added():
     noise = flat(add_noise(jax.random.key(0), jax.tree.map(jnp.zeros_like, tree), 0.1))
     assert np.allclose(flat(add_noise(jax.random.key(0), tree, 0.1)), flat(tree) + noise, atol=1e-6)
     assert np.abs(noise).min() > 0
+
+
+def test_add_noise_has_a_deviation_of_its_own_for_each_leaf():
+    """A tree of deviations: the draws of one number, leaf by leaf scaled; traced numbers serve as well."""
+    tree = {"a": jnp.zeros(50), "b": {"c": jnp.zeros((4, 5)), "d": jnp.zeros(3)}}
+    stddev = {"a": 2.0, "b": {"c": jnp.float32(0.5), "d": 0.0}}
+    unit, found = add_noise(jax.random.key(0), tree, 1.0), add_noise(jax.random.key(0), tree, stddev)
+    assert np.allclose(found["a"], 2 * unit["a"], rtol=1e-6)
+    assert np.allclose(found["b"]["c"], 0.5 * unit["b"]["c"], rtol=1e-6)
+    assert not found["b"]["d"].any()
+    traced = jax.jit(lambda s: add_noise(jax.random.key(0), tree, s))(jnp.float32(3.0))
+    assert np.allclose(flat(traced), 3 * flat(unit), rtol=1e-6)
+    assert (unit["a"] != 0).all()
+
+
+def test_clip_takes_a_traced_bound():
+    """As thresholds that adapt are: the bound's own derivative is that of a gradient at the bound."""
+    tree = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+    assert flat(jax.jit(clip)(tree, jnp.float32(2.5))) == pytest.approx([1.5, 2.0], rel=1e-6)
+    assert flat(jax.jit(clip)(tree, jnp.float32(5.0))).tolist() == [3.0, 4.0]
+    slope = jax.jacobian(lambda bound: clip(tree, bound))(jnp.float32(2.5))
+    assert flat(slope) == pytest.approx([0.6, 0.8], rel=1e-6)

@@ -446,7 +446,7 @@ CONFIGS = [
 def make_config(*, start, objective, protocol, epsilon):
     """The keys of a config that captions name."""
     optimized = {"family": "metagradient", "start": start, "objective": objective, "num_metasteps": 40}
-    private = {"algorithm": "dpsgd", "epsilons": [8, 1], "num_runs": 5, "game": "paired"}
+    private = {"algorithm": "dpsgd", "epsilons": [8, 1], "num_runs": 5, "game": "paired", "pretraining": "public"}
     figure2 = {"dataset": "digits", "training": "sgd", "score": "negative_loss", "auditor": "steinke"}
     figure2 |= {"protocol": protocol, "epsilon": epsilon}
     return {
@@ -461,10 +461,14 @@ def make_config(*, start, objective, protocol, epsilon):
                 "metagradient": optimized | {"num_splits": 2},
             },
         },
-        "trainings": {"sgd": {"algorithm": "sgd", "num_runs": 8, "game": "independent"}, "dpsgd": private},
+        "trainings": {
+            "sgd": {"algorithm": "sgd", "num_runs": 8, "game": "independent", "pretraining": None},
+            "dpsgd": private,
+        },
         "figures": {"figure1_dataset": "digits", "figure1_canary": "metagradient"}
         | {f"figure2_{name}": value for name, value in figure2.items()},
         "metasmoothness": {"canaries": ["metagradient"], "num_directions": 5, "step": 0.05, "num_averaged": 3},
+        "tan": {"training": "dpsgd", "batch_size": 32, "num_validation": 100, "num_runs": 4},
         "tables": {"protocol": "corrected", "score": "negative_loss"},
     }
 
@@ -496,4 +500,5 @@ def test_captions_are_all_there():
         "bounds",
         "history",
         "metasmoothness",
+        "tan",
     }

@@ -77,7 +77,7 @@ def audit():
         schedule=Schedule(name="one_cycle"),
     )
     step_fn = steps.sgd_step(recipe, model)
-    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), recipe, model)
     state = steps.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
 
     def detached(state, pixels, t):  # trap 1: the path through training is dropped
@@ -430,7 +430,7 @@ def test_replay_recomputes_the_same_bits(backend):
         model = models.build("convnet", num_classes=3, widths=[4], as_matmul=False)
         recipe = SGD(num_steps=9, batch_size=8, learning_rate=0.1, momentum=0.9)
         state = steps.sgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
-        objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
+        objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), recipe, model)
         results = [
             replay(steps.sgd_step(recipe, model), objective_fn, state, jnp.asarray(table.images), 9, branching=k)
             for k in (2, 9)

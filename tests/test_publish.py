@@ -91,17 +91,17 @@ def test_readme_shows_the_published_results(root):
     assert publish.with_tables(text, root / "docs/results/digits") == text
 
 
-def test_publish_copies_metasmoothness_and_leaves_the_readme_alone(results):
-    """Of an experiment that has no audits."""
-    for name in publish.METASMOOTHNESS:
+@pytest.mark.parametrize("names", [publish.METASMOOTHNESS, publish.TAN])
+def test_publish_copies_an_experiment_without_audits_and_leaves_the_readme_alone(results, names):
+    for name in names:
         (results / name).parent.mkdir(parents=True, exist_ok=True)
         (results / name).write_text(f"the text of {name}\n")
     made = json.loads((results / "summary/epsilon.provenance.json").read_text())
-    (results / "tables/metasmoothness.provenance.json").write_text(json.dumps(made | {"config_digest": "m"}))
+    (results / names[1]).write_text(json.dumps(made | {"config_digest": "m"}))
     (results / publish.PUBLISHED[0]).unlink()
     root = run(results)
     assert sorted(path.name for path in (root / "docs").iterdir()) == sorted(
-        ["made_on.json", *(name.split("/")[1] for name in publish.METASMOOTHNESS)]
+        ["made_on.json", *(name.split("/")[1] for name in names)]
     )
     assert json.loads((root / "docs/made_on.json").read_text())["config_digest"] == "m"
     assert "old numbers" in (root / "README.md").read_text()

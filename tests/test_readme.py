@@ -60,6 +60,16 @@ def _by_differences(names):
     return (final(0.01 + 1e-5) - final(0.01 - 1e-5)) / 2e-5
 
 
+def test_dpsgd_guide_example_runs(root, capsys):
+    """It runs as it stands, and prints what the guide says it prints."""
+    guide = (root / "docs" / "dpsgd.md").read_text(encoding="utf-8")
+    exec(compile(re.search(r"```python\n(.*?)```", guide, re.DOTALL)[1], "docs/dpsgd.md", "exec"), {})
+    pattern = r"sigma (\d\.\d\d); (\d+)% of the other digits are recognised"
+    (sigma, share), (printed, found) = (re.search(pattern, text).groups() for text in (guide, capsys.readouterr().out))
+    assert printed == sigma
+    assert abs(int(found) - int(share)) <= 3
+
+
 @pytest.mark.parametrize("folder", [".", "docs", "config"])
 def test_links_lead_somewhere(root, folder):
     for path in (root / folder).glob("*.md"):

@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from metacanary.recipes import DPSGD, SGD, Augmentation, Schedule
+from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule, Target
 
 SGD_SETTINGS = {"num_steps": 10, "batch_size": 4, "learning_rate": 0.5}
 DPSGD_SETTINGS = {
@@ -18,7 +19,7 @@ DPSGD_SETTINGS = {
 
 def run(recipe, gradients, start=1.0):
     """The values of one parameter that is given these gradients one after the other."""
-    optimizer, value = recipe.optimizer(), jnp.float32(start)
+    optimizer, value = recipe.build_optimizer(), jnp.float32(start)
     state, values = optimizer.init(value), []
     for gradient in gradients:
         update, state = optimizer.update(jnp.float32(gradient), state, value)
@@ -144,3 +145,145 @@ def test_augmentation_is_off_by_default():
 def test_dpsgd_accepts_the_ends_of_its_ranges():
     recipe = DPSGD(**DPSGD_SETTINGS | {"sampling_prob": 1.0, "noise_multiplier": 0.0})
     assert (recipe.sampling_prob, recipe.noise_multiplier) == (1.0, 0.0)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Optimizer(name="adamm"),
+            "optimizer.name: got 'adamm', expected an optimiser of Optax with a learning",
+        ),
+        (
+            lambda: Optimizer(name="chain"),
+            "optimizer.name: got 'chain', expected an optimiser of Optax with a learning",
+        ),
+        (lambda: Optimizer(name="losses"), "optimizer.name: got 'losses', expected an optimiser of Optax"),
+        (
+            lambda: Optimizer(name="adam", options={"b3": 1.0}),
+            "optimizer.options: got 'b3', expected some of b1, b2, eps",
+        ),
+        (
+            lambda: Optimizer(name="adam", options={"learning_rate": 1.0}),
+            "optimizer.options: got 'learning_rate', expected some of b1",
+        ),
+        *[
+            (lambda value=value: EMA(decay=value), f"ema.decay: got {value}, expected a number >= 0 and < 1")
+            for value in (-0.1, 1.0, NAN)
+        ],
+        (lambda: Clipping(name="global"), "clipping.name: got 'global', expected one of flat, per_layer, adaptive"),
+        (lambda: Clipping(allocation="even"), "clipping.allocation: got 'even', expected one of shared, equal"),
+        *[
+            (
+                lambda key=key, value=value: Clipping(**{key: value}),
+                f"clipping.{key}: got {value}, expected a number between 0 and 1",
+            )
+            for key in ("quantile", "budget")
+            for value in (0.0, 1.0, -0.5, NAN)
+        ],
+        *[
+            (
+                lambda value=value: Clipping(learning_rate=value),
+                f"clipping.learning_rate: got {value}, expected a number > 0",
+            )
+            for value in (0.0, -1.0, NAN)
+        ],
+        *[
+            (
+                lambda value=value: Clipping(name="per_layer", thresholds={"Dense_0": 1.0, "Dense_1": value}),
+                f"clipping.thresholds: got {value} for layer 'Dense_1', expected a number > 0",
+            )
+            for value in (0.0, -1.0, INF, NAN)
+        ],
+        (
+            lambda: Clipping(thresholds={"Dense_0": 1.0}),
+            "clipping.thresholds: got some, expected none for flat clipping",
+        ),
+        *[
+            (
+                lambda value=value: Target(epsilon=value, delta=1e-5),
+                f"target.epsilon: got {value}, expected a number > 0",
+            )
+            for value in (0.0, -1.0, NAN)
+        ],
+        *[
+            (
+                lambda value=value: Target(epsilon=1.0, delta=value),
+                f"target.delta: got {value}, expected a number between 0 and 1",
+            )
+            for value in (0.0, 1.0, NAN)
+        ],
+    ],
+)
+def test_settings_reject_by_key_and_value(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(("make", "settings"), [(SGD, SGD_SETTINGS), (DPSGD, DPSGD_SETTINGS)], ids=["sgd", "dpsgd"])
+def test_recipes_reject_what_does_not_fit_together(make, settings):
+    """Momentum has a place of its own, which optimisers other than SGD would not read."""
+    with pytest.raises(ValueError, match=r"momentum: got 0\.9, expected 0 with optimizer 'adam'"):
+        make(**settings, momentum=0.9, optimizer=Optimizer(name="adam"))
+    with pytest.raises(ValueError, match=r"optimizer\.options: got some, expected none for sgd, whose momentum"):
+        make(**settings, optimizer=Optimizer(options={"momentum": 0.9}))
+    with pytest.raises(ValueError, match="trainable: got 'first', expected one of all, last"):
+        make(**settings, trainable="first")
+
+
+@pytest.mark.parametrize(("make", "settings"), [(SGD, SGD_SETTINGS), (DPSGD, DPSGD_SETTINGS)], ids=["sgd", "dpsgd"])
+def test_optimizer_of_another_name_is_optax_own(make, settings):
+    """Adam with its options, against Optax and the formula: m / (1 - b1^t) over sqrt(v / (1 - b2^t)) + eps."""
+    options = {"b1": 0.5, "eps": 1e-3}
+    recipe = make(**settings, optimizer=Optimizer(name="adam", options=options))
+    drawn, p, m, v, expected = [1.0, -2.0, 0.5], 1.0, 0.0, 0.0, []
+    for t, gradient in enumerate(drawn, start=1):
+        m, v = 0.5 * m + 0.5 * gradient, 0.999 * v + 0.001 * gradient**2
+        p -= 0.5 * (m / (1 - 0.5**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-3)
+        expected.append(p)
+    found = run(recipe, drawn)
+    assert found == pytest.approx(expected, rel=1e-4)
+    theirs, value = optax.adam(0.5, **options), jnp.float32(1.0)
+    state = theirs.init(value)
+    for gradient, ours in zip(drawn, found, strict=True):
+        update, state = theirs.update(jnp.float32(gradient), state, value)
+        value = value + update
+        assert ours == pytest.approx(float(value), rel=1e-6)
+
+
+def test_optimizer_of_another_name_follows_the_schedule():
+    """With one gradient at every step Adam moves by the rate: (to eps)."""
+    recipe = DPSGD(**DPSGD_SETTINGS, optimizer=Optimizer(name="adam"), schedule=Schedule(name="one_cycle"))
+    rates = -np.diff([0.0, *run(recipe, [1.0] * 10, start=0.0)])
+    assert rates == pytest.approx(0.5 * np.interp(np.arange(10), [0, 5, 10], [0.07, 1.0, 0.2]), rel=1e-4)
+
+
+def test_settings_of_mappings_are_hashable_and_know_no_order():
+    """They are part of recipes, which are static arguments of compiled functions."""
+    for first, second in [
+        (
+            Optimizer(name="adam", options={"b2": 0.9, "b1": 0.5}),
+            Optimizer(name="adam", options=(("b1", 0.5), ("b2", 0.9))),
+        ),
+        (
+            Clipping(name="per_layer", thresholds={"b": 2, "a": 1}),
+            Clipping(name="per_layer", thresholds=(("a", 1.0), ("b", 2.0))),
+        ),
+    ]:
+        assert first == second
+        assert hash(first) == hash(second)
+    recipe = DPSGD(**DPSGD_SETTINGS, optimizer=Optimizer(name="adam", options={"b1": 0.5}), ema=EMA(decay=0.9))
+    assert hash(recipe) == hash(DPSGD(**vars(recipe)))
+
+
+def test_clipping_noise_takes_the_counts_share():
+    """1 / a^2 + 1 / b^2 = 1 / sigma^2, for counts of K layers whose sensitivity is sqrt(K) / 2."""
+    adaptive = Clipping(name="adaptive", budget=0.2)
+    a, b = adaptive.gradient_noise(3.0), adaptive.count_noise(3.0, 4) / (4**0.5 / 2)
+    assert 1 / a**2 + 1 / b**2 == pytest.approx(1 / 9)
+    assert (3.0 / b) ** 2 == pytest.approx(0.2)
+    assert Clipping().gradient_noise(3.0) == Clipping(name="per_layer").gradient_noise(3.0) == 3.0

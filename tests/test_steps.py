@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from metacanary import augmentation, dpsgd, metagradient, models, optimization, steps
+from metacanary import augmentation, clipping, dpsgd, metagradient, models, optimization, steps
 from metacanary.objectives import SmoothAUROC
-from metacanary.recipes import DPSGD, SGD, Augmentation, Schedule
+from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule
 from metacanary.runs import Pool, stream, take
 from metacanary.steps import clipped_sum, data_order
 
@@ -169,7 +169,7 @@ def test_clipped_sum_equals_a_loop_over_rows_and_copies(pool, pixels):
     for t in (0, 4):
         expected, norms = naive_sum(RECIPE, CONVNET, state, z, t)
         assert norms.min() < RECIPE.clip_norm < norms.max()
-        assert relative_error(flat(total(state, z, jnp.int32(t))), flat(expected)) < 1e-5
+        assert relative_error(flat(total(state, z, jnp.int32(t))[0]), flat(expected)) < 1e-5
 
 
 @pytest.mark.parametrize(("microbatch", "unroll"), [(1, 1), (4, None), (4, 1), (4, 2), (64, None)])
@@ -179,7 +179,7 @@ def test_clipped_sum_does_not_depend_on_how_the_batch_is_cut(pool, pixels, micro
 
     def found(recipe, unroll):
         state = steps.dpsgd_state(recipe, Linear(), pool, INCLUDED, seed=3)
-        return flat(jax.jit(partial(clipped_sum, recipe, Linear(), unroll=unroll))(state, z, jnp.int32(1)))
+        return flat(jax.jit(partial(clipped_sum, recipe, Linear(), unroll=unroll))(state, z, jnp.int32(1))[0])
 
     expected = found(RECIPE, None)
     assert np.linalg.norm(expected) > 0.1
@@ -193,7 +193,7 @@ def test_clipped_sum_has_one_derivative_in_a_loop_and_without(pool, pixels):
 
     def pulled_back(unroll):
         def total(params, z):
-            return clipped_sum(recipe, Linear(), state | {"params": params}, z, 1, unroll=unroll)
+            return clipped_sum(recipe, Linear(), state | {"params": params}, z, 1, unroll=unroll)[0]
 
         return jax.jit(lambda v: jax.vjp(total, state["params"], z)[1](v))(state["params"])
 
@@ -206,7 +206,7 @@ def test_clipped_sum_of_an_empty_batch_is_zero(pool, pixels):
     state = steps.dpsgd_state(RECIPE, Linear(), pool, INCLUDED, seed=3)
     state["samples"] = jnp.full_like(state["samples"], -1)
     for unroll in (1, 2):
-        assert not flat(clipped_sum(RECIPE, Linear(), state, jnp.asarray(pixels), 0, unroll=unroll)).any()
+        assert not flat(clipped_sum(RECIPE, Linear(), state, jnp.asarray(pixels), 0, unroll=unroll)[0]).any()
 
 
 def test_dpsgd_step_draws_copies_anew_at_every_step(pool, pixels):
@@ -216,7 +216,7 @@ def test_dpsgd_step_draws_copies_anew_at_every_step(pool, pixels):
 
     def sums(recipe):
         total = jax.jit(partial(clipped_sum, recipe, Linear()))
-        return [flat(total(state, jnp.asarray(pixels), jnp.int32(t))) for t in (0, 1)]
+        return [flat(total(state, jnp.asarray(pixels), jnp.int32(t))[0]) for t in (0, 1)]
 
     assert relative_error(*sums(recipe)) > 1e-3
     first, second = sums(replace(recipe, augmentation=Augmentation()))
@@ -225,7 +225,7 @@ def test_dpsgd_step_draws_copies_anew_at_every_step(pool, pixels):
 
 def naive_run(recipe, model, objective_fn, state):
     """The objective of a whole private run as a plain function of the pixels; also the norms of all gradients."""
-    optimizer, start = recipe.optimizer(), state
+    optimizer, start = recipe.build_optimizer(), state
 
     def function(z):
         state, norms = start, []
@@ -260,7 +260,7 @@ def central_differences(function, z, chosen, step):
 
 def audited(recipe, model, pool, pixels):
     """Metagradients through a private run in float64, by replay and by differences."""
-    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), model)
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), recipe, model)
     state = steps.dpsgd_state(recipe, model, pool, INCLUDED, seed=3) | {"included": jnp.asarray(INCLUDED)}
     step_fn = steps.dpsgd_step(recipe, model)
     state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
@@ -338,3 +338,236 @@ def test_replay_through_a_zero_gradient_is_exact(linear_audit):
     assert np.abs(differences[0]).max() > 1e-4
     found = gradient.ravel()[linear_audit.chosen]
     assert np.allclose(found, differences, rtol=0, atol=1e-6 * np.abs(differences).max())
+
+
+@pytest.fixture(scope="module")
+def adaptive_audit(pool, pixels):
+    """Thresholds of layers that adapt, equal allocation, unit norm, and the average of parameters that is released."""
+    recipe = replace(
+        RECIPE,
+        num_steps=4,
+        augmentation=Augmentation(),
+        nesterov=False,
+        momentum=0.0,
+        clipping=Clipping(name="adaptive", allocation="equal", quantile=0.9, budget=0.5),
+        rescale_to_unit_norm=True,
+        ema=EMA(decay=0.6, warm_up=True),
+    )
+    with jax.enable_x64(True):
+        return audited(recipe, CONVNET, pool, pixels)
+
+
+def test_replay_through_adaptive_clipping_and_an_average_equals_finite_differences(adaptive_audit):
+    """Counts are constants, and thresholds with them; no norm is near its threshold. To 1e-6 of the largest."""
+    step_fn, _, state, z, num_steps = adaptive_audit.run
+    with jax.enable_x64(True):
+        after = jax.jit(lambda: jax.lax.fori_loop(0, num_steps, lambda t, s: step_fn(s, z, t), state))()
+    for name, start in state["thresholds"].items():
+        assert abs(np.log(after["thresholds"][name] / start)) > 0.1  # they have moved
+    assert relative_error(flat(after["ema"]), flat(after["params"])) > 1e-2
+    found = np.asarray(adaptive_audit.replay.gradient).ravel()[adaptive_audit.chosen]
+    scale = np.abs(adaptive_audit.differences).max(axis=1, keepdims=True)
+    assert (scale > 1e-5).all()
+    assert np.allclose(found / scale, adaptive_audit.differences / scale, rtol=0, atol=1e-6)
+
+
+def states_of(recipe, model, pool, pixels, num_steps):
+    """The states after 0, 1, ... steps."""
+    if isinstance(recipe, DPSGD):
+        state, step = steps.dpsgd_state(recipe, model, pool, INCLUDED, seed=3), steps.dpsgd_step(recipe, model)
+    else:
+        state, step = steps.sgd_state(recipe, model, pool, INCLUDED, seed=3), steps.sgd_step(recipe, model)
+    compiled, found = jax.jit(step), [state]
+    for t in range(num_steps):
+        found.append(compiled(found[-1], jnp.asarray(pixels), jnp.int32(t)))
+    return found
+
+
+@pytest.mark.parametrize("recipe", [SGD_RECIPE, RECIPE], ids=["sgd", "dpsgd"])
+@pytest.mark.parametrize(
+    ("ema", "decays"),
+    [
+        (EMA(decay=0.9, warm_up=False), [0.9] * 4),
+        (EMA(decay=0.25), [1 / 10, 2 / 11, 3 / 12, 0.25]),  # (1 + t) / (10 + t) up to the decay
+    ],
+    ids=["constant", "warm-up"],
+)
+def test_steps_average_parameters(pool, pixels, recipe, ema, decays):
+    """From the start on, against a loop in float64: 1e-6; the average is released, and without one the parameters."""
+    states = states_of(replace(recipe, ema=ema), Linear(), pool, pixels, 4)
+    mean = flat(states[0]["params"])
+    assert (flat(states[0]["ema"]) == mean).all()
+    for decay, state in zip(decays, states[1:], strict=True):
+        mean = decay * mean + (1 - decay) * flat(state["params"])
+        np.testing.assert_allclose(flat(state["ema"]), mean, rtol=0, atol=1e-6)
+        assert steps.released(replace(recipe, ema=ema), state) is state["ema"]
+        assert steps.released(recipe, state) is state["params"]
+    assert relative_error(flat(states[4]["params"]), mean) > 1e-3
+    plain = states_of(recipe, Linear(), pool, pixels, 4)
+    assert "ema" not in plain[0]
+    assert (flat(plain[4]["params"]) == flat(states[4]["params"])).all()  # the average does not change the training
+
+
+@pytest.mark.parametrize(
+    ("settings", "unit"),
+    [
+        (Clipping(), 1.3),
+        (Clipping(name="per_layer", thresholds={"Conv3x3_0": 0.3, "Dense_0": 0.4}), 0.5),
+        (Clipping(name="adaptive", thresholds={"Conv3x3_0": 0.3, "Dense_0": 0.4}), 0.5),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_dpsgd_step_rescaled_to_unit_norm_is_divided_by_the_sensitivity(pool, pixels, settings, unit):
+    """Noise and all, to 1e-5: C for flat clipping, sqrt(sum_k C_k^2) for that of layers."""
+    recipe = replace(RECIPE, momentum=0.0, nesterov=False, clipping=settings)
+
+    def change(recipe):
+        before, after = states_of(recipe, CONVNET, pool, pixels, 1)
+        return flat(after["params"]) - flat(before["params"])
+
+    plain = change(recipe)
+    assert np.linalg.norm(plain) > 1e-3
+    assert relative_error(change(replace(recipe, rescale_to_unit_norm=True)) * unit, plain) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(SGD_RECIPE, momentum=0.9, weight_decay=0.1),
+        replace(RECIPE, noise_multiplier=10.0),
+        replace(RECIPE, clipping=Clipping(name="adaptive"), optimizer=Optimizer(name="adam"), momentum=0.0),
+    ],
+    ids=["sgd", "dpsgd", "adaptive"],
+)
+def test_steps_of_the_last_layer_touch_nothing_else(pool, pixels, recipe):
+    """Bit by bit, neither decay nor noise; the optimiser's state and thresholds are of that layer alone."""
+    recipe = replace(recipe, trainable="last", ema=EMA(decay=0.5))
+    states = states_of(recipe, CONVNET, pool, pixels, 2)
+    before, after = states[0]["params"], states[-1]["params"]
+    assert flat(after["Conv3x3_0"]).tobytes() == flat(before["Conv3x3_0"]).tobytes()
+    assert relative_error(flat(after["Dense_0"]), flat(before["Dense_0"])) > 1e-3
+    sizes = {x.size for x in jax.tree.leaves(before["Dense_0"])}
+    shaped = [x.size for x in jax.tree.leaves(states[-1]["optimizer"]) if x.ndim]
+    assert set(shaped) == sizes
+    assert set(states[-1].get("thresholds", {"Dense_0"})) == {"Dense_0"}
+    assert jax.tree.structure(states[-1]["ema"]) == jax.tree.structure(before)
+
+
+def test_dpsgd_step_of_the_last_layer_is_that_of_its_gradient(pool, pixels):
+    """The last layer's gradient is clipped by its own norm, not by that of all layers: 1e-5 against a loop."""
+    recipe = replace(RECIPE, trainable="last", augmentation=Augmentation(), clip_norm=0.5)
+    state = steps.dpsgd_state(recipe, CONVNET, pool, INCLUDED, seed=3)
+    total = flat(clipped_sum(recipe, CONVNET, state, jnp.asarray(pixels), 0)[0])
+    expected, num_clipped = 0.0, 0
+    for row in (int(r) for r in state["samples"][0] if r >= 0):
+        image = take(state["images"], jnp.asarray(pixels), jnp.int32([row]))
+        gradient = jax.grad(partial(steps.cross_entropy, CONVNET))(state["params"], image, state["labels"][row][None])
+        own = flat(gradient["Dense_0"])
+        expected = expected + own * min(1, 0.5 / np.linalg.norm(own))
+        num_clipped += np.linalg.norm(own) > 0.5
+    assert num_clipped > 0
+    assert relative_error(total, expected) < 1e-5
+
+
+@pytest.mark.parametrize("microbatch", [None, 4])
+def test_sgd_step_averages_copies(pool, pixels, microbatch):
+    """Of three random copies of each image, drawn by row: the gradient is the mean over all of them, to 1e-5."""
+    settings = Augmentation(multiplicity=3, flip=True, crop_padding=1)
+    recipe = replace(SGD_RECIPE, augmentation=settings, microbatch=microbatch)
+    before, after = states_of(recipe, CONVNET, pool, pixels, 1)
+    gradients, key = [], jax.random.fold_in(stream(3, "augmentation"), 0)
+    one = jax.jit(jax.grad(partial(steps.cross_entropy, CONVNET)))
+    for row in before["order"][0]:
+        image, label = take(before["images"], jnp.asarray(pixels), row[None])[0], before["labels"][row]
+        for copy in augmentation.copies(settings, jax.random.fold_in(key, row), image):
+            gradients.append(flat(one(before["params"], copy[None], label[None])))
+    change = flat(after["params"]) - flat(before["params"])
+    assert len(gradients) == 36
+    assert relative_error(change, -0.3 * np.mean(gradients, axis=0)) < 1e-5
+    plain = states_of(replace(recipe, augmentation=Augmentation()), CONVNET, pool, pixels, 1)[1]
+    assert relative_error(flat(plain["params"]) - flat(before["params"]), change) > 1e-2
+
+
+ADAPTIVE = replace(RECIPE, clipping=Clipping(name="adaptive"), momentum=0.0, nesterov=False)
+
+
+def test_private_update_moves_thresholds_by_counts_alone(pool):
+    """Other sums with the same counts give the same thresholds, bit by bit; other counts do not."""
+    state = steps.dpsgd_state(ADAPTIVE, CONVNET, pool, INCLUDED, seed=3)
+    total, counts = steps.zero_sum(ADAPTIVE, CONVNET, state)
+    ones = jax.tree.map(jnp.ones_like, total)
+    more = {name: count + 1 for name, count in counts.items()}
+    update = jax.jit(partial(steps.private_update, ADAPTIVE, CONVNET, state))
+    first, same, other = (update(summed, jnp.int32(0)) for summed in ((total, counts), (ones, counts), (total, more)))
+    assert flat(first["thresholds"]).tobytes() == flat(same["thresholds"]).tobytes()
+    assert flat(first["params"]).tobytes() != flat(same["params"]).tobytes()
+    batch = 0.4 * (NUM_OTHERS + NUM_CANARIES / 2)
+    expected = flat(first["thresholds"]) * np.exp(-0.3 / batch)
+    assert np.allclose(flat(other["thresholds"]), expected, rtol=1e-5)
+
+
+def test_private_update_draws_noise_on_counts_that_no_gradient_has(pool):
+    """Over 400 steps no count's noise is correlated with that of any parameter: below 5 standard errors.
+
+    Two looks at one sample through the same noise would cost more than what is accounted. JAX's fold_in(key, i) is the
+    i-th key of split(key, n), which is a parameter's.
+    """
+    recipe = replace(ADAPTIVE, num_steps=400)
+    state = steps.dpsgd_state(recipe, CONVNET, pool, INCLUDED, seed=3)
+    empty = steps.zero_sum(recipe, CONVNET, state)
+
+    def noises(t):
+        after = steps.private_update(recipe, CONVNET, state, empty, t)
+        moved = jax.tree.map(lambda a, b: (a - b).ravel()[:6], after["params"], state["params"])
+        of_counts = [jnp.log(after["thresholds"][name] / start) for name, start in sorted(state["thresholds"].items())]
+        return jnp.concatenate(jax.tree.leaves(moved)), jnp.stack(of_counts)
+
+    of_gradients, of_counts = jax.jit(jax.lax.map, static_argnums=0)(noises, jnp.arange(400))
+    both = np.concatenate([of_counts, of_gradients], axis=1)
+    assert (both.std(axis=0) > 0).all()
+    correlation = np.corrcoef(both.T) - np.eye(both.shape[1])
+    assert np.abs(correlation).max() < 5 / np.sqrt(400)
+
+
+@pytest.mark.parametrize("name", ["flat", "per_layer"])
+def test_dpsgd_step_without_noise_by_layers_equals_a_loop(pool, pixels, name):
+    """Clipped by the thresholds of the state, whatever the way: one step against naive gradients, 1e-5."""
+    given = {} if name == "flat" else {"Conv3x3_0": 0.2, "Dense_0": 0.9}
+    recipe = replace(
+        RECIPE,
+        momentum=0.0,
+        nesterov=False,
+        noise_multiplier=0.0,
+        clipping=Clipping(name=name, thresholds=given),
+        schedule=Schedule(),
+    )
+    before, after = states_of(recipe, CONVNET, pool, pixels, 1)
+    key, expected = jax.random.fold_in(before["augmentation"], 0), 0.0
+    for row in (int(r) for r in before["samples"][0] if r >= 0):
+        gradient, _ = naive_gradient(recipe, CONVNET, before, jnp.asarray(pixels), jax.random.fold_in(key, row), row)
+        parts = [gradient] if name == "flat" else [{k: gradient[k]} for k in sorted(gradient)]
+        bounds = [recipe.clip_norm] if name == "flat" else [given[k] for k in sorted(gradient)]
+        clipped = [flat(g) * min(1, c / np.linalg.norm(flat(g))) for g, c in zip(parts, bounds, strict=True)]
+        expected = expected + np.concatenate(clipped)
+    change = flat(after["params"]) - flat(before["params"])
+    batch = 0.4 * (NUM_OTHERS + NUM_CANARIES / 2)
+    assert relative_error(change, -0.3 * expected / batch) < 1e-5
+
+
+def test_dpsgd_noise_of_layers_has_its_deviation(pool, pixels):
+    """Equal allocation: sigma sqrt(K) C_k on layer k, over 200 steps' draws, within 5 standard errors."""
+    settings = Clipping(name="per_layer", allocation="equal", thresholds={"Conv3x3_0": 0.1, "Dense_0": 3.0})
+    recipe = replace(RECIPE, clipping=settings, momentum=0.0, nesterov=False, num_steps=200, schedule=Schedule())
+    state = steps.dpsgd_state(recipe, CONVNET, pool, INCLUDED, seed=3)
+    empty = steps.zero_sum(recipe, CONVNET, state)
+
+    def change(t):
+        after = steps.private_update(recipe, CONVNET, state, empty, t)["params"]
+        return jax.tree.map(lambda a, b: a - b, after, state["params"])
+
+    changes = jax.jit(jax.lax.map, static_argnums=0)(change, jnp.arange(200))
+    batch = 0.4 * (NUM_OTHERS + NUM_CANARIES / 2)
+    for name, threshold in settings.thresholds:
+        drawn = flat(changes[name]) * batch / 0.3
+        assert abs(drawn.std() / (0.5 * 2**0.5 * threshold) - 1) < 5 / np.sqrt(2 * drawn.size)
+    assert clipping.sensitivity(1.0, state["thresholds"]) == pytest.approx(9.01**0.5)

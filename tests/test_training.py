@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from metacanary import dpsgd, models, training
-from metacanary.recipes import DPSGD, SGD, Schedule
+from metacanary.accounting import noise_multiplier
+from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule, Target
 from metacanary.runs import Pool, stream
 from metacanary.steps import data_order
 from metacanary.training import accuracy, predict, train
@@ -319,3 +320,186 @@ def test_predict_takes_bytes_floats_and_any_batch_size(pool):
     labels = expected.argmax(axis=1)
     labels[:7] = (labels[:7] + 1) % NUM_CLASSES
     assert accuracy(MODEL, params, images, labels) == pytest.approx(0.9)
+
+
+AVERAGED = pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(SGD_RECIPE, ema=EMA(decay=0.8), augmentation=Augmentation(multiplicity=2, flip=True)),
+        replace(
+            DPSGD_RECIPE,
+            ema=EMA(decay=0.8),
+            clipping=Clipping(name="adaptive", budget=0.3),
+            optimizer=Optimizer(name="adam"),
+            momentum=0.0,
+        ),
+    ],
+    ids=["sgd", "dpsgd"],
+)
+
+
+@AVERAGED
+def test_train_with_averages_and_thresholds_resumes_bit_identical(pool, pixels, recipe, tmp_path):
+    """Guarantee: the moving average, the optimiser's moments and the thresholds are part of a checkpoint."""
+    checkpoint, finished = tmp_path / "run.npz", []
+
+    def kill(step):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    def run(**options):
+        return train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[3, 8], **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=checkpoint, checkpoint_seconds=0.0, on_step=kill)
+    resumed = run(checkpoint=checkpoint, on_step=finished.append)
+    assert finished == [5, 6, 7, 8]
+    assert same(resumed, run())
+
+
+@AVERAGED
+def test_train_keeps_the_average(pool, pixels, recipe):
+    """A snapshot is the average of the parameters after each step, from the start on: to 1e-6 of a loop."""
+    kept = train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=range(1, 9))
+    plain = train(replace(recipe, ema=EMA()), MODEL, pool, pixels, INCLUDED, seed=3, snapshots=range(1, 9))
+    mean = initial(pool, 3)
+    for t in range(8):
+        decay = min(0.8, (1 + t) / (10 + t))
+        mean = decay * mean + (1 - decay) * as_matrix(plain[t + 1])
+        assert np.allclose(as_matrix(kept[t + 1]), mean, rtol=0, atol=1e-6)
+    assert np.abs(as_matrix(plain[8]) - mean).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["flat", "per_layer", "adaptive"])
+def test_compiled_step_in_programs_of_microbatches_is_the_step(pool, pixels, name):
+    """Where loops of convolutions are slow a step is several programs: the same state after three steps, to 1e-5.
+
+    With batches of up to 78 rows in microbatches of 16, of which the last are padding.
+    """
+    model = models.build("convnet", num_classes=NUM_CLASSES, widths=[2], as_matmul=False)
+    recipe = replace(DPSGD_RECIPE, microbatch=16, clipping=Clipping(name=name), ema=EMA(decay=0.5))
+    start = training.initial_state(recipe, model, pool, INCLUDED, seed=3)
+    found, expected, carried = start, start, {"params", "optimizer", "ema"}
+    in_programs = training.compiled_step(recipe, model)
+    assert in_programs is training._in_microbatches(recipe, model)
+    whole = training._compiled(training.step_function(recipe, model))
+    for t in range(3):
+        changed = in_programs(found, jnp.asarray(pixels), np.int32(t))
+        assert set(changed) == carried | ({"thresholds"} if name != "flat" else set())
+        found, expected = found | changed, expected | whole(expected, jnp.asarray(pixels), np.int32(t))
+    for a, b, c in zip(*(jax.tree.leaves({k: s[k] for k in changed}) for s in (found, expected, start)), strict=True):
+        assert np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+        assert name == "per_layer" or not np.array_equal(a, c)
+
+
+@RECIPES
+def test_train_starts_from_given_parameters(pool, pixels, recipe, tmp_path):
+    """With no rate to speak of they stay; a run that goes on from another's end is not that run's beginning again."""
+    given = train(recipe, MODEL, pool, pixels, INCLUDED, seed=9, snapshots=[8])[8]
+    still = replace(recipe, learning_rate=1e-30)
+    kept = train(still, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8], initial=given)[8]
+    assert same(kept, given)
+    checkpoint = tmp_path / "run.npz"
+
+    def run(start):
+        options = {"snapshots": [8], "checkpoint": checkpoint, "checkpoint_seconds": 0.0, "initial": start}
+        return train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, **options)[8]
+
+    first = run(given)
+    assert same(run(given), first)
+    assert not same(first, train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8])[8])
+    for other in (None, jax.tree.map(lambda x: x + 1, given)):
+        with pytest.raises(ValueError, match="is of another initial"):
+            run(other)
+
+
+class Batched(nn.Module):
+    """Batch normalisation, by the batch's statistics or by those that it keeps."""
+
+    running: bool
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(4)(images.reshape(len(images), -1))
+        return nn.Dense(NUM_CLASSES)(nn.BatchNorm(use_running_average=self.running)(x))
+
+
+class Centred(nn.Module):
+    """Takes out the mean over the batch: no statistics are kept."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(4)(images.reshape(len(images), -1))
+        return nn.Dense(NUM_CLASSES)(x - x.mean(axis=0, keepdims=True))
+
+
+class Turned(nn.Module):
+    """A layer on the examples in another order, turned back behind it: logits are each example's own."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(NUM_CLASSES)(images.reshape(len(images), -1)[::-1])[::-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Batched(running=False), "model Batched: keeps batch_stats, expected parameters alone under DP-SGD"),
+        (Batched(running=True), "model Batched: keeps batch_stats, expected parameters alone under DP-SGD"),
+        (Centred(), "model Centred: the logits of one image depend on the others of its batch, expected"),
+        (Turned(), "model Turned: the output of Dense_0 for one image depends on the others of its batch, expected"),
+    ],
+    ids=["batch statistics", "running average", "centred", "turned"],
+)
+def test_train_refuses_models_that_mix_examples_under_dpsgd(pool, pixels, model, message):
+    """Before the first step; without privacy such a model may be trained."""
+    finished = []
+    with pytest.raises(ValueError) as error:
+        train(DPSGD_RECIPE, model, pool, pixels, INCLUDED, seed=3, snapshots=[8], on_step=finished.append)
+    assert str(error.value).startswith(message)
+    assert not finished
+
+
+TARGET = Target(epsilon=2.0, delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"num_steps": 9},
+            r"noise_multiplier: got .*, with which 9 steps at sampling_prob 0\.4 spend epsilon 2\.\d+, exp",
+        ),
+        ({"noise_multiplier": 0.9}, r"noise_multiplier: got 0\.9, with which 8 steps .*, expected at most 2$"),
+        (
+            {"noise_multiplier": 0.0},
+            "noise_multiplier: got 0, with which 8 steps .* spend epsilon inf, expected at most 2",
+        ),
+        ({"sampling_prob": 0.5}, r"noise_multiplier: got .* 8 steps at sampling_prob 0\.5 spend epsilon"),
+        (
+            {"target": Target(epsilon=2.0, delta=1 / 75)},
+            r"delta: got 0\.0133\d*, expected a number below 1 / 75, the train",
+        ),
+        ({"target": Target(epsilon=2.0, delta=0.5)}, r"delta: got 0\.5, expected a number below 1 / 75, the training"),
+    ],
+    ids=["steps", "noise", "no noise", "sampling", "delta at 1/N", "delta"],
+)
+def test_train_refuses_to_spend_more_than_its_target(pool, pixels, change, message):
+    """Before the first step; with the noise that the accountant asks for it trains."""
+    noise = noise_multiplier(epsilon=2.0, sampling_prob=0.4, num_steps=8, delta=1e-5)
+    recipe, finished = replace(DPSGD_RECIPE, noise_multiplier=noise, target=TARGET), []
+    training.require_private(recipe, MODEL, pool, INCLUDED)
+    options = {"seed": 3, "snapshots": [8], "on_step": finished.append}
+    with pytest.raises(ValueError, match=message):
+        train(replace(recipe, **change), MODEL, pool, pixels, INCLUDED, **options)
+    assert not finished
+    train(recipe, MODEL, pool, pixels, INCLUDED, **options)
+    assert len(finished) == 8
+
+
+def test_train_counts_the_examples_of_the_run_for_delta(pool, pixels):
+    """75 of 78 rows are trained on: 1 / 76 is below 1 / 75, 1 / 74 is not."""
+    recipe = replace(DPSGD_RECIPE, noise_multiplier=50.0, target=Target(epsilon=2.0, delta=1 / 76))
+    training.require_private(recipe, MODEL, pool, INCLUDED)
+    with pytest.raises(ValueError, match="expected a number below 1 / 75"):
+        training.require_private(replace(recipe, target=Target(epsilon=2.0, delta=1 / 74)), MODEL, pool, INCLUDED)

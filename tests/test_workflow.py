@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import logging
+import operator
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ import pandas as pd
 import pytest
 import yaml
 from flax.traverse_util import flatten_dict
-from test_config import complete, read
+from test_config import complete, fine_tuning, read
 
 from metacanary import accounting, canaries, data, reference_scores, score_table, store, summary
 
@@ -29,9 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 import _build  # noqa: E402
+import _family  # noqa: E402
 import _job  # noqa: E402
 import _stages  # noqa: E402
+import pretrain_model  # noqa: E402
 import train_audit_models  # noqa: E402
+import train_tan  # noqa: E402
 
 TINY = ROOT / "tests" / "tiny.yaml"
 RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
@@ -462,6 +466,126 @@ def test_tiny_run_measures_metasmoothness(tiny, stages):
         assert (results / name).stat().st_size > 0
 
 
+TAN = {
+    "training": "dpsgd",
+    "batch_size": 10,
+    "num_runs": 2,
+    "num_validation": 100,
+    "learning_rates": [0.5, 1.0],
+    "batch_sizes": [5, 10],
+    "noise_factors": [1.0],
+}
+
+
+def tan_stages(path="seed", value=1):
+    """The stages of the tiny config with a search of settings, and one value changed."""
+    config = read("tests/tiny.yaml") | {"tan": dict(TAN)}
+    *parents, last = path.split(".")
+    functools.reduce(operator.getitem, parents, config)[last] = value
+    return _stages.Stages(complete(config))
+
+
+TRIALS = ["search0", "search1", "scaling0", "scaling1", "scaling2", "prediction", "full"]
+
+
+def test_tan_has_a_trial_for_each_setting():
+    """The grid has the full batch too; seeds of the search are no others', the last two share theirs."""
+    assert [trial["trial"] for trial in tan_stages().trials()] == TRIALS
+    assert _stages.Stages(complete(read("tests/tiny.yaml"))).trials() == []
+    found = {trial: tan_stages().settings("tan", dataset="digits", trial=trial) for trial in TRIALS}
+    assert [found[f"scaling{i}"]["batch_size"] for i in range(3)] == [5, 10, None]
+    assert [found[f"search{i}"]["candidate"]["learning_rate"] for i in range(2)] == [0.5, 1.0]
+    assert found["search0"]["candidate"]["num_steps"] == 3  # the reference's
+    assert all(settings["epsilon"] == 8.0 for settings in found.values())
+    assert found["search0"]["seeds"] == found["search1"]["seeds"]
+    assert found["prediction"]["seeds"] == found["full"]["seeds"]
+    assert len({seed for trial in ("search0", "scaling0", "full") for seed in found[trial]["seeds"]}) == 3 * 2
+    assert [trial for trial in TRIALS if "num_validation" in found[trial]] == ["search0", "search1"]
+    searched = [tan_stages().digest("tan", dataset="digits", trial=name) for name in ("search0", "search1")]
+    assert found["full"]["inputs"] == found["prediction"]["inputs"] == {"searched": searched}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("seed", 2, {*TRIALS}),
+        ("delta", 1e-6, {*TRIALS}),
+        ("tan.epsilon", 4, {*TRIALS}),
+        ("tan.num_runs", 3, {*TRIALS}),
+        ("trainings.dpsgd.options.momentum", 0.5, {*TRIALS}),
+        ("tan.num_validation", 200, {"search0", "search1", "prediction", "full"}),
+        ("tan.batch_size", 8, {"search0", "search1", "prediction", "full"}),
+        ("tan.learning_rates", [0.5, 2.0], {"search1", "prediction", "full"}),
+        ("tan.noise_factors", [2.0], {"scaling0", "scaling1", "scaling2"}),
+        ("tan.batch_sizes", [5, 20], {"scaling1"}),
+        ("trainings.dpsgd.num_runs", 9, set()),
+    ],
+)
+def test_settings_of_tan_hold_what_a_trial_depends_on_and_no_more(path, value, changed):
+    first, other = tan_stages(), tan_stages(path, value)
+    digests = [{t: s.digest("tan", dataset="digits", trial=t) for t in TRIALS} for s in (first, other)]
+    assert {trial for trial in TRIALS if digests[0][trial] != digests[1][trial]} == changed
+    for stage in ("tan_table", "tan_figure"):
+        assert (first.digest(stage) != other.digest(stage)) == bool(changed)
+
+
+def test_recipes_of_tan_are_simulations_but_for_the_full_run():
+    """All but it have the noise of their batch and no target; it has what the accountant asks for."""
+    stages = tan_stages()
+    options = stages.settings("tan", dataset="digits", trial="full")["options"]
+    reference = _build.recipe("dpsgd", options | {"noise_multiplier": 1.25})
+    searched = [pd.DataFrame({"accuracy": [a], "num_gradients": [1.0]}) for a in (0.6, 0.9)]
+
+    def recipe(trial, num_trained=1437):
+        settings = stages.settings("tan", dataset="digits", trial=trial)
+        return train_tan.recipe(settings, reference, searched, 1437, num_trained)
+
+    full_batch = 0.02 * 1437
+    for trial, batch, rate, trained in [
+        ("search0", 10, 0.5, 1337),
+        ("search1", 10, 1.0, 1337),
+        ("prediction", 10, 1.0, 1437),
+        ("scaling0", 5, 1.0, 1437),
+        ("scaling2", full_batch, 1.0, 1437),
+    ]:
+        found = recipe(trial, trained)
+        assert (found.target, found.learning_rate) == (None, rate), trial
+        assert found.sampling_prob * trained == pytest.approx(batch, rel=1e-12)
+        assert found.noise_multiplier == pytest.approx(1.25 * batch / full_batch, rel=1e-12)
+    full = recipe("full")
+    assert (full.target.epsilon, full.sampling_prob, full.learning_rate) == (8.0, 0.02, 1.0)
+
+
+def test_target_tan_trains_its_trials_alone(tmp_path):
+    planned = snakemake(tmp_path, "--dry-run", "--", "tan", config=changed(tmp_path, tan=TAN))
+    assert planned.status == 0, planned.text
+    assert counts(planned.text) == {"download": 1, "train_tan": 7, "make_tan": 1, "plot_tan": 1, "tan": 1}
+
+
+@pytest.mark.slow
+def test_target_tan_makes_a_table_and_a_figure_from_its_runs(tmp_path):
+    """The smallest: what was chosen on validation images is trained at full size; then nothing is left to do."""
+    config = changed(tmp_path, tan=TAN | {"batch_sizes": [10]})
+    run = snakemake(tmp_path, "--", "tan", config=config)
+    assert run.status == 0, run.text
+    results = tmp_path / "results/tiny"
+    table = store.read_csv(results / "tables/tan.csv")
+    assert table["stage"].tolist() == ["search"] * 2 + ["scaling"] * 2 + ["prediction", "full"]
+    chosen = table[table["chosen"]].iloc[0]
+    assert chosen["accuracy_mean"] == table.loc[table["stage"] == "search", "accuracy_mean"].max()
+    full, predicted = (table[table["stage"] == stage].iloc[0] for stage in ("full", "prediction"))
+    assert full["learning_rate"] == predicted["learning_rate"] == chosen["learning_rate"]
+    assert 8 - 0.01 <= full["epsilon_full"] <= 8
+    assert full["epsilon_spent"] == pytest.approx(full["epsilon_full"], rel=0.5)  # RDP's of the same run
+    made = store.read_provenance(results / "tan/digits/full.csv")
+    assert made["config_digest"] == store.digest(made["settings"])
+    assert made["seed"] == store.read_csv(results / "tan/digits/full.csv")["seed"].tolist()
+    for name in ("tables/tan.md", "tables/tan.tex", "figures/tan.pdf", "figures/tan.png"):
+        assert (results / name).stat().st_size > 0
+    assert "Nothing to be done" in snakemake(tmp_path, "--dry-run", "--", "tan", config=config).text
+    assert not list((results / "checkpoints").rglob("*.json"))
+
+
 def test_target_metasmoothness_trains_no_audited_model(tmp_path):
     planned = snakemake(
         tmp_path, "--dry-run", "--", "metasmoothness", config=ROOT / "config" / "digits_metasmoothness.yaml"
@@ -746,6 +870,201 @@ def test_interrupted_block_goes_on_to_the_same_models(tiny, stages, tmp_path, mo
     assert resumed.keys() == undisturbed.keys()
     for name, array in undisturbed.items():
         np.testing.assert_array_equal(resumed[name], array)
+
+
+PUBLIC = {"pretraining": "public"}
+FINE_TUNED = {"dataset": "digits-train1000", "canary": "random", "training": "dpsgd", "epsilon": "8", "block": "0"}
+SCRATCH = FINE_TUNED | {"training": "sgd", "epsilon": "inf"}
+
+
+def fine_tuning_stages(path=None, value=None):
+    """The stages of the tiny config whose private models are fine-tuned, with one value changed."""
+    return _stages.Stages(complete(fine_tuning(path, value)))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("pretrainings.public.options.learning_rate", 0.2, {"pretrained", "fine-tuned"}),
+        ("pretrainings.public.num_train", 100, {"pretrained", "fine-tuned"}),
+        ("image_size", 16, {"pretrained", "fine-tuned", "scratch"}),
+        ("seed", 2, {"pretrained", "fine-tuned", "scratch"}),
+        ("trainings.dpsgd.pretraining", None, {"fine-tuned"}),
+        ("trainings.sgd.pretraining", "public", {"scratch"}),
+        ("trainings.dpsgd.options.trainable", "last", {"fine-tuned"}),
+        ("canaries.num_canaries", 12, {"fine-tuned", "scratch"}),
+        ("trainings.dpsgd.num_runs", 4, set()),
+    ],
+)
+def test_pretraining_is_part_of_what_is_fine_tuned_alone(path, value, changed):
+    def digests(stages):
+        models = {"fine-tuned": FINE_TUNED, "scratch": SCRATCH}
+        return {name: stages.digest("models", **cell) for name, cell in models.items()} | {
+            "pretrained": stages.digest("pretrained", **PUBLIC)
+        }
+
+    before, after = digests(fine_tuning_stages()), digests(fine_tuning_stages(path, value))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_training_from_scratch_has_the_settings_of_before(stages):
+    """Whatever pretrainings a config has."""
+    settings = [
+        s.settings("models", **{**SCRATCH, "dataset": d})
+        for s, d in ((stages, "digits"), (fine_tuning_stages(), SCRATCH["dataset"]))
+    ]
+    for found in settings:
+        assert "pretrained" not in found["inputs"]
+    assert settings[0].keys() | {"num_train"} == settings[1].keys()
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """The marker of a data_dir that holds the digits."""
+    folder = tmp_path_factory.mktemp("data")
+    data.load("digits", folder)
+    return folder / "digits/provenance.json"
+
+
+def test_pretraining_sees_no_image_that_is_audited(digits_dir):
+    """Nor a test image: the images of both stages, as their scripts load them, all of which differ."""
+    chosen = fine_tuning_stages()
+    public = _build.dataset(chosen.settings("pretrained", **PUBLIC), digits_dir)
+    private = _build.dataset(chosen.settings("models", **FINE_TUNED), digits_dir)
+    made = _family.canaries_of(
+        "random", chosen.settings("canaries", dataset="digits-train1000", canary="random"), private
+    )
+    known = {image.tobytes() for image in public.train_images}
+    assert (len(known), len(private.train_images)) == (437, 1000)
+    for image in (*private.train_images, *private.test_images, *np.rint(made.source_images * 255).astype(np.uint8)):
+        assert image.tobytes() not in known
+
+
+def test_pretraining_on_a_whole_audited_data_set_fails_unchecked_too(digits_dir):
+    """Settings ask for what is left of it, so that a gap in the config's checks would give an error and no model."""
+    settings = fine_tuning_stages("num_train", None).settings("pretrained", **PUBLIC)
+    with pytest.raises(ValueError, match="without=1437: leaves no image of 'digits'"):
+        _build.dataset(settings, digits_dir)
+
+
+def test_pretraining_on_another_data_set_leaves_nothing_out():
+    chosen = fine_tuning_stages("pretrainings.public.dataset", "mnist")
+    assert "without" not in chosen.settings("pretrained", **PUBLIC)
+
+
+def test_seed_of_a_pretraining_is_its_own():
+    config = fine_tuning()
+    config["pretrainings"]["other"] = config["pretrainings"]["public"]
+    stages = _stages.Stages(complete(config))
+    seeds = [stages.settings("pretrained", pretraining=name)["seed"] for name in ("public", "other")]
+    seeds += stages.settings("models", **FINE_TUNED)["seeds"]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.fixture(scope="session")
+def pretrained(digits_dir, tmp_path_factory):
+    """The arrays of the model of the tiny pretraining."""
+    settings = fine_tuning_stages().settings("pretrained", **PUBLIC)
+    return pretrain_model.pretrain(settings, _build.dataset(settings, digits_dir), tmp_path_factory.mktemp("pretrain"))
+
+
+def test_pretrained_model_says_how_good_it_is(pretrained, digits_dir):
+    settings = fine_tuning_stages().settings("pretrained", **PUBLIC)
+    dataset = _build.dataset(settings, digits_dir)
+    read = pretrain_model.pretraining.Pretrained.from_arrays(pretrained)
+    assert read.class_names == dataset.class_names
+    assert pretrained["num_images"] == 437
+    model = _build.model(settings["model"], 10)
+    logits = np.asarray(model.apply({"params": read.params}, dataset.test_images / np.float32(255)))
+    assert pretrained["test_accuracy"] == np.mean(logits.argmax(axis=1) == dataset.test_labels)
+
+
+def test_interrupted_pretraining_goes_on_to_the_same_model(pretrained, digits_dir, tmp_path, monkeypatch):
+    settings = fine_tuning_stages().settings("pretrained", **PUBLIC)
+    dataset, bars = _build.dataset(settings, digits_dir), []
+    train = functools.partial(pretrain_model.training.train, checkpoint_seconds=-1.0)
+    monkeypatch.setattr(pretrain_model.training, "train", train)
+
+    def pretrain(stop):
+        monkeypatch.setattr(
+            pretrain_model, "progress", lambda *a, **k: bars.append(Bar(*a, stop=stop, **k)) or bars[-1]
+        )
+        return pretrain_model.pretrain(settings, dataset, tmp_path)
+
+    with pytest.raises(Interrupted):
+        pretrain(2)
+    resumed = pretrain(None)
+    assert [bar.trained for bar in bars] == [2, 1]
+    assert resumed.keys() == pretrained.keys()
+    for name, array in pretrained.items():
+        np.testing.assert_array_equal(resumed[name], array)
+
+
+@pytest.mark.parametrize("role", ["audited", "surrogate", "reference"])
+def test_runs_of_every_role_start_from_the_pretrained_model(pretrained, digits_dir, role):
+    """What they say of their start is the start: layers that are not trained end with the same bits."""
+    settings = fine_tuning_stages("trainings.dpsgd.options.trainable", "last").settings("models", **FINE_TUNED)
+    dataset = _build.dataset(settings, digits_dir)
+    inserted = _family.canaries_of("random", settings | {"num_canaries": 10, "seed": 1}, dataset)
+    arrays = train_audit_models.train_run(
+        settings,
+        train_audit_models.recipe(settings),
+        _build.model(settings["model"], 10),
+        dataset,
+        inserted,
+        role,
+        pretrain_model.pretraining.Pretrained.from_arrays(pretrained),
+        seed=settings["seeds"][0],
+    )
+    starts = {name: leaf for name, leaf in arrays.items() if name.startswith("initial/")}
+    assert starts.keys() == {name.replace("params/", "initial/") for name in pretrained if name.startswith("params/")}
+    for name, leaf in starts.items():
+        np.testing.assert_array_equal(leaf, pretrained[name.replace("initial/", "params/")])
+        end = arrays[name.replace("initial/", "params/")][-1]
+        assert np.array_equal(end, leaf) == ("Dense" not in name), name
+
+
+def test_fine_tuned_models_alone_wait_for_the_pretrained_one(tmp_path):
+    """Which is trained once for all cells and blocks."""
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(fine_tuning()), encoding="utf-8")
+    planned = snakemake(tmp_path, "--dry-run", "all", config=file)
+    assert planned.status == 0, planned.text
+    assert counts(planned.text)["pretrain_model"] == 1
+    job = r"^Job \d+: Training models with .*: (\w+), epsilon .*\nReason: .*Input files updated by another job: (.*)$"
+    waiting = re.findall(job, planned.text, re.MULTILINE)
+    assert len(waiting) == counts(planned.text)["train_audit_models"] == 4
+    for training, inputs in waiting:
+        assert ("results/tiny/pretrained/public/model.npz" in inputs) == (training == "dpsgd")
+
+
+@pytest.mark.slow
+def test_fine_tuning_runs_and_another_pretraining_reruns_it_alone(tmp_path):
+    def call(*arguments, **changes):
+        config = fine_tuning()
+        for training in config["trainings"].values():
+            training |= {"num_runs": 1, "num_surrogate_runs": 0, "num_reference_runs": 0, "canaries": ["random"]}
+        config["audit"]["scores"] = ["negative_loss"]
+        config["pretrainings"]["public"]["options"] |= changes
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config), encoding="utf-8")
+        run = snakemake(tmp_path, *arguments, "--", "models", config=file)
+        assert run.status == 0, run.text
+        return run.text
+
+    call()
+    results = tmp_path / "results/tiny"
+    model, made = store.read_npz(results / "pretrained/public/model.npz")
+    block, trained = store.read_npz(results / "models/digits-train1000/random/dpsgd/eps8/block0.npz")
+    assert trained["settings"]["inputs"]["pretrained"] == made["config_digest"]
+    assert set(trained["code_digests"]) >= {"pretrain_model", "make_canaries", "train_audit_models"}
+    np.testing.assert_array_equal(block["initial/Conv3x3_0/kernel"][0], model["params/Conv3x3_0/kernel"])
+    scratch, _ = store.read_npz(results / "models/digits-train1000/random/sgd/epsinf/block0.npz")
+    assert not np.array_equal(scratch["initial/Conv3x3_0/kernel"][0], model["params/Conv3x3_0/kernel"])
+    assert not list((results / "checkpoints").rglob("*.npz"))
+    assert "Nothing to be done" in call("--dry-run")
+    again = counts(call("--dry-run", learning_rate=0.2))
+    assert again == {"pretrain_model": 1, "train_audit_models": 1, "models": 1}
 
 
 def test_report_is_written_offline(copied):

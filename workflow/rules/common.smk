@@ -36,8 +36,10 @@ wildcard_constraints:
     dataset=_config.either(STAGES.datasets),
     canary=_config.either(config["canaries"]["kinds"]),
     training=_config.either(config["trainings"]),
+    pretraining=_config.either(config["pretrainings"]),
     epsilon=r"inf|[0-9.e-]+",
     block=r"\d+",
+    trial=r"(search|scaling)\d+|prediction|full",
 
 
 KINDS = config["canaries"]["kinds"]
@@ -71,6 +73,17 @@ def stored_dataset(wildcards):
     return f"{config['data_dir']}/{STAGES.datasets[wildcards.dataset]}/provenance.json"
 
 
+def pretraining_dataset(wildcards):
+    """An input function: the finished marker of the data set of a pretraining."""
+    return f"{config['data_dir']}/{config['pretrainings'][wildcards.pretraining]['dataset']}/provenance.json"
+
+
+def pretrained_model(wildcards):
+    """An input function: the model that a training starts from, if it names a pretraining."""
+    name = config["trainings"][wildcards.training]["pretraining"]
+    return [] if name is None else f"{config['results_dir']}/pretrained/{name}/model.npz"
+
+
 def scaled(amount):
     """Makes a resources function: the amount in the first attempt, twice and three times it in those after."""
     return lambda wildcards, attempt: amount * attempt
@@ -97,22 +110,37 @@ def of_variants(pattern):
     return [pattern.format(**variant) for variant in STAGES.variants()]
 
 
+def of_trials(pattern):
+    """Fills a path with every trial of the search of settings."""
+    return [pattern.format(**trial) for trial in STAGES.trials()]
+
+
+def searched_trials(wildcards):
+    """An input function: what the settings of a trial are chosen by, if they are."""
+    if wildcards.trial not in ("prediction", "full"):
+        return []
+    return [f"{config['results_dir']}/tan/{wildcards.dataset}/{trial}.csv" for trial in STAGES.searched()]
+
+
 METASMOOTHNESS = ["metasmoothness"] if VARIANTS else []
+TAN = ["tan"] if config["tan"]["training"] else []
+PRETRAINED = collect("<results>/pretrained/{pretraining}/model.npz", pretraining=config["pretrainings"])
 TABLES = {
     name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"])
-    for name in ["table1", "table2", "bounds", *METASMOOTHNESS]
+    for name in ["table1", "table2", "bounds", *METASMOOTHNESS, *TAN]
 }
 FIGURES = {
     name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"])
-    for name in ["figure1", "figure2", *METASMOOTHNESS]
+    for name in ["figure1", "figure2", *METASMOOTHNESS, *TAN]
 }
 TARGETS = {
     "canaries": in_cells("<results>/canaries/{dataset}/{canary}/canaries.npz"),
+    **({"pretrained": PRETRAINED} if PRETRAINED else {}),
     "models": [path for cell in STAGES.cells() for path in in_blocks("<results>/models/<cell>/block{block}.npz", cell)],
     "audits": in_cells("<results>/audits/<cell>/epsilon.csv"),
     "tables": sum(TABLES.values(), []),
     "figures": sum(FIGURES.values(), []),
     **TABLES,
     **FIGURES,
-    **{name: TABLES[name] + FIGURES[name] for name in METASMOOTHNESS},
+    **{name: TABLES[name] + FIGURES[name] for name in METASMOOTHNESS + TAN},
 }

@@ -13,7 +13,7 @@ rule download:
     benchmark:
         "<data>/benchmarks/download/{dataset}.tsv"
     wildcard_constraints:
-        dataset=_config.either(config["datasets"]),
+        dataset=_config.either({*config["datasets"], *(p["dataset"] for p in config["pretrainings"].values())}),
     localrule: True
     conda:
         "../../envs/metacanary.yaml"

@@ -1,10 +1,11 @@
-# data/{dataset}, canaries.npz -> models/{cell}/block{block}.npz -> scores/{cell}/block{block}.csv
+# data/{dataset}, canaries.npz, pretrained/{pretraining}/model.npz -> models/{cell}/block{block}.npz -> scores/{cell}/block{block}.csv
 
 
 rule train_audit_models:
     input:
         dataset=stored_dataset,
         canaries="<results>/canaries/{dataset}/{canary}/canaries.npz",
+        pretrained=pretrained_model,
     output:
         models="<results>/models/<cell>/block{block}.npz",
     log:

@@ -12,7 +12,8 @@ Settings = dict[str, Any]
 
 def dataset(settings: Settings, provenance: str) -> data.Dataset:
     """The data set, or the subset of it, that a job is about; `provenance` is its provenance.json in data_dir."""
-    return data.load(settings["dataset"], Path(provenance).parent.parent, settings.get("num_train"))
+    chosen = {"num_train": settings.get("num_train"), "without": settings.get("without")}
+    return data.load(settings["dataset"], Path(provenance).parent.parent, **chosen)
 
 
 def model(spec: Settings, num_classes: int) -> nn.Module:
@@ -22,7 +23,14 @@ def model(spec: Settings, num_classes: int) -> nn.Module:
 
 def recipe(algorithm: str, options: Settings) -> recipes.SGD | recipes.DPSGD:
     """The recipe of an algorithm, sgd or dpsgd, from its options."""
-    parts = {"schedule": recipes.Schedule, "augmentation": recipes.Augmentation}
+    parts: dict[str, Any] = {
+        "augmentation": recipes.Augmentation,
+        "clipping": recipes.Clipping,
+        "ema": recipes.EMA,
+        "optimizer": recipes.Optimizer,
+        "schedule": recipes.Schedule,
+        "target": recipes.Target,
+    }
     built = {name: parts[name](**value) if name in parts else value for name, value in options.items()}
     return {"sgd": recipes.SGD, "dpsgd": recipes.DPSGD}[algorithm](**built)
 

@@ -71,11 +71,14 @@ def check(config: Config) -> None:
         _check_dataset(config, dataset)
     for name, kind in config["canaries"]["kinds"].items():
         _check_kind(f"canaries.kinds.{name}", kind, config)
+    for name, pretraining in config["pretrainings"].items():
+        _check_pretraining(f"pretrainings.{name}", pretraining, config)
     for name, training in config["trainings"].items():
         _check_training(f"trainings.{name}", training, config)
         _check_accountant(f"trainings.{name}", training, config)
     _check_scores(config)
     _check_metasmoothness(config)
+    _check_tan(config)
     _check_figures(config)
 
 
@@ -150,6 +153,53 @@ def _check_game(where: str, game: str, config: Config) -> None:
     )
 
 
+def _check_pretraining(where: str, pretraining: Config, config: Config) -> None:
+    """Checks that images are public, enough, and of the shape of those that are audited."""
+    name, subset, size = pretraining["dataset"], pretraining["num_train"], config["image_size"]
+    require(name in data.names(), f"{where}.dataset", name, f"one of {', '.join(data.names())}")
+    source, num_images, audited = data.SOURCES[name], data.SOURCES[name].num_train, config["datasets"]
+    if data.origin(name) in map(data.origin, audited):
+        expected = (
+            f"another data set than {', '.join(audited)}, whose images are private, or a num_train that leaves some"
+        )
+        require(config["num_train"] is not None, f"{where}.dataset", name, expected)
+        num_images -= config["num_train"]
+    num_classes = len(source.class_names)
+    fits = subset is None or num_classes <= subset <= num_images
+    expected = f"null, or from {num_classes} to the {num_images} images of {name} that are not audited"
+    require(fits, f"{where}.num_train", subset, expected)
+    num_used, batch_size = subset or num_images, pretraining["options"]["batch_size"]
+    require(
+        batch_size <= num_used, f"{where}.options.batch_size", batch_size, f"at most the {num_used} images of {name}"
+    )
+    _check_options(f"{where}.options", "sgd", pretraining["options"])
+    stored = source.image_shape[:2]
+    expected = f"another data set, or an image_size that the {stored[0]}x{stored[1]} pixels of {name} can be brought to"
+    require(size is None or images.can_resize(stored, size), f"{where}.dataset", name, expected)
+    for other in audited:
+        wanted = _image_shape(other, size)
+        expected = f"one with images of {'x'.join(map(str, wanted))} (height, width, channels) as those of {other}"
+        require(_image_shape(name, size) == wanted, f"{where}.dataset", name, expected)
+
+
+def _image_shape(name: str, size: int | None) -> tuple[int, int, int]:
+    """Height, width and channels of a data set's images as they are trained on."""
+    height, width, channels = data.SOURCES[name].image_shape
+    return (height, width, channels) if size is None else (size, size, channels)
+
+
+def _check_start(where: str, training: Config, config: Config) -> None:
+    """Checks that what a training starts from is known and of its own model."""
+    name, known = training["pretraining"], config["pretrainings"]
+    if name is not None:
+        expected = (
+            f"null or one of {', '.join(known)} (pretrainings)" if known else "null, since there are no pretrainings"
+        )
+        require(name in known, f"{where}.pretraining", name, expected)
+        expected = f"the model of pretrainings.{name}, {known[name]['model']}"
+        require(training["model"] == known[name]["model"], f"{where}.model", training["model"], expected)
+
+
 def _check_training(where: str, training: Config, config: Config) -> None:
     """Checks a training recipe."""
     kinds = config["canaries"]["kinds"]
@@ -167,6 +217,7 @@ def _check_training(where: str, training: Config, config: Config) -> None:
         f"ascending steps of which the last is num_steps = {last}",
     )
     _check_game(f"{where}.game", training["game"], config)
+    _check_start(where, training, config)
     _check_options(f"{where}.options", training["algorithm"], training["options"])
     noise = training["options"].get("noise_multiplier")
     require(noise is None, f"{where}.options.noise_multiplier", noise, "null, since the noise follows from epsilons")
@@ -179,10 +230,14 @@ def _check_options(where: str, algorithm: str, options: Config) -> None:
         expected = f"null or a divisor of batch_size = {size}"
         require(microbatch is None or size % microbatch == 0, f"{where}.microbatch", microbatch, expected)
         return
-    augmentation = options["augmentation"]
+    _check_copies(f"{where}.augmentation.multiplicity", options["augmentation"])
+
+
+def _check_copies(where: str, augmentation: Config) -> None:
+    """Checks that copies of an image can differ."""
     copies, differ = augmentation["multiplicity"], augmentation["flip"] or augmentation["crop_padding"] > 0
     expected = "1 without flip and crop_padding, since all copies would be equal"
-    require(copies == 1 or differ, f"{where}.augmentation.multiplicity", copies, expected)
+    require(copies == 1 or differ, where, copies, expected)
 
 
 def _check_accountant(where: str, training: Config, config: Config) -> None:
@@ -214,6 +269,43 @@ def _check_metasmoothness(config: Config) -> None:
         most = kinds[name]["num_metasteps"] // 2
         expected = f"at most {most}, half of the num_metasteps of {name}"
         require(num_averaged <= most, "metasmoothness.num_averaged", num_averaged, expected)
+
+
+def _check_tan(config: Config) -> None:
+    """Checks that the reference of a search is a training of DP-SGD from scratch, and that its images suffice."""
+    chosen, trainings = config["tan"], config["trainings"]
+    if chosen["training"] is None:
+        return
+    private = [name for name, training in trainings.items() if training["algorithm"] == "dpsgd"]
+    expected = f"null or one of the trainings of algorithm dpsgd: {', '.join(private) or 'there is none'}"
+    require(chosen["training"] in private, "tan.training", chosen["training"], expected)
+    reference = trainings[chosen["training"]]
+    pretraining = reference["pretraining"]
+    expected = "a training without a pretraining, since all runs of the search start anew"
+    require(pretraining is None, "tan.training", chosen["training"], expected)
+    for copies in chosen["multiplicities"] or []:
+        _check_copies("tan.multiplicities", {**reference["options"]["augmentation"], "multiplicity": copies})
+    for dataset in config["datasets"]:
+        _check_tan_sizes(config, dataset)
+
+
+def _check_tan_sizes(config: Config, dataset: str) -> None:
+    """Checks the batches and the validation images of a search against a data set."""
+    chosen, source = config["tan"], data.SOURCES[dataset]
+    num_train, num_classes = config["num_train"] or source.num_train, len(source.class_names)
+    held_out, most = chosen["num_validation"], num_train // 2
+    expected = f"from {num_classes} to {most}, half of the training images of {dataset}"
+    require(num_classes <= held_out <= most, "tan.num_validation", held_out, expected)
+    full = config["trainings"][chosen["training"]]["options"]["sampling_prob"] * num_train
+    rest = num_train - held_out
+    require(
+        chosen["batch_size"] < min(full, rest + 1),
+        "tan.batch_size",
+        chosen["batch_size"],
+        f"less than the full batch, {full:g} on {dataset}, and at most the {rest} images that the search trains on",
+    )
+    for size in chosen["batch_sizes"] or []:
+        require(size <= num_train, "tan.batch_sizes", size, f"at most the {num_train} training images of {dataset}")
 
 
 def _check_figures(config: Config) -> None:

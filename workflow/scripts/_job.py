@@ -184,6 +184,12 @@ def logged(path: Path) -> Iterator[None]:
             raise
 
 
+def advance(bar: tqdm, reached: int) -> None:
+    """Moves the bar after a step; steps before it that a checkpoint held have no part in the rate."""
+    bar.initial += max(reached - bar.n - 1, 0)
+    bar.update(reached - bar.n)
+
+
 def progress(total: int, unit: str, description: str, *, initial: int = 0) -> tqdm:
     """Makes a progress bar with rate and time left: redrawn on a terminal, a line each ten seconds elsewhere."""
     every = 0.5 if sys.stderr.isatty() else 10.0

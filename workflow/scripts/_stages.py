@@ -117,12 +117,20 @@ class Stages:
             for canary in self._config["metasmoothness"]["canaries"]
         ]
 
+    def trials(self) -> list[dict[str, str]]:
+        """Lists what is trained for the search of settings, if there is one: dataset, trial."""
+        return [{"dataset": dataset, "trial": trial} for dataset in self.datasets for trial in self._trials()]
+
+    def searched(self) -> list[str]:
+        """Lists the trials that settings are chosen by."""
+        return [name for name, trial in self._trials().items() if trial["stage"] == "search"]
+
     def settings(self, stage: str, **wildcards: str) -> Settings:
         """All settings that a stage's result depends on.
 
         Args:
-          stage: dataset, canaries, metasmoothness, models, scores, audits, summary, table1, table2, figure1, figure2,
-            metasmoothness_table or metasmoothness_figure.
+          stage: dataset, canaries, metasmoothness, pretrained, models, scores, audits, summary, table1, table2,
+            figure1, figure2, metasmoothness_table, metasmoothness_figure, tan, tan_table or tan_figure.
           **wildcards: Those of its rule.
 
         Returns:
@@ -163,6 +171,18 @@ class Stages:
             "step": chosen["step"],
         }
 
+    def _pretrained(self, pretraining: str) -> Settings:
+        chosen = self._config["pretrainings"][pretraining]
+        images = {"dataset": chosen["dataset"], "image_size": self._config["image_size"]}
+        if chosen["num_train"] is not None:
+            images["num_train"] = chosen["num_train"]
+        if data.origin(chosen["dataset"]) in map(data.origin, self._config["datasets"]):
+            # What is audited is private: images are those that the audited subset leaves, and there is no way to ask
+            # for others. Of a whole data set it leaves none, which `data.load` refuses.
+            images["without"] = self._config["num_train"] or data.SOURCES[chosen["dataset"]].num_train
+        parts = {name: chosen[name] for name in ("model", "options")}
+        return {**images, **parts, "seed": self.seed("pretraining", pretraining)}
+
     def _models(self, dataset: str, canary: str, training: str, epsilon: str, block: str) -> Settings:
         recipe = self._config["trainings"][training]
         roles, first = self._roles(training), int(block) * recipe["block_size"]
@@ -179,6 +199,8 @@ class Stages:
         if recipe["algorithm"] == "dpsgd":
             settings |= {"epsilon": epsilon, "delta": self._config["delta"]}
             settings["accountant"] = self._config["audit"]["accountant"]
+        if recipe["pretraining"] is not None:
+            settings["inputs"]["pretrained"] = self.digest("pretrained", pretraining=recipe["pretraining"])
         return settings
 
     def _scores(self, dataset: str, canary: str, **cell: str) -> Settings:
@@ -259,6 +281,62 @@ class Stages:
 
     def _metasmoothness_figure(self) -> Settings:
         return {"inputs": {"table": self.digest("metasmoothness_table")}}
+
+    def _trials(self) -> dict[str, Settings]:
+        """What each trial is, by the name that its path has; a batch_size of null is the full one."""
+        chosen = self._config["tan"]
+        if chosen["training"] is None:
+            return {}
+        small = {"batch_size": chosen["batch_size"]}
+        batch_sizes = [*(chosen["batch_sizes"] or [chosen["batch_size"]]), None]
+        grid = [{"batch_size": b, "noise_factor": f} for b in batch_sizes for f in chosen["noise_factors"]]
+        listed = {"search": [small | {"candidate": c} for c in self._candidates()], "scaling": grid}
+        trials = {f"{stage}{i}": {"stage": stage, **trial} for stage in listed for i, trial in enumerate(listed[stage])}
+        return trials | {"prediction": {"stage": "prediction", **small}, "full": {"stage": "full", "batch_size": None}}
+
+    def _candidates(self) -> list[Settings]:
+        """The settings that are searched."""
+        chosen, options = self._config["tan"], self._config["trainings"][self._config["tan"]["training"]]["options"]
+        return [
+            {"learning_rate": rate, "multiplicity": copies, "num_steps": steps}
+            for steps in chosen["num_steps"] or [options["num_steps"]]
+            for copies in chosen["multiplicities"] or [options["augmentation"]["multiplicity"]]
+            for rate in chosen["learning_rates"] or [options["learning_rate"]]
+        ]
+
+    def _tan(self, dataset: str, trial: str) -> Settings:
+        chosen, described = self._config["tan"], self._trials()[trial]
+        reference, stage = self._config["trainings"][chosen["training"]], described["stage"]
+        settings = {
+            **self._images(dataset),
+            **{name: reference[name] for name in ("model", "options")},
+            **described,
+            "epsilon": float(chosen["epsilon"] or reference["epsilons"][0]),
+            "delta": self._config["delta"],
+            "accountant": self._config["audit"]["accountant"],
+            # All trials of a stage share seeds, and so their initial models; the last two stages share theirs.
+            "seeds": [
+                self.seed("tan", "full" if stage == "prediction" else stage, dataset, number)
+                for number in range(chosen["num_runs"])
+            ],
+        }
+        if stage == "search":
+            return settings | {"num_validation": chosen["num_validation"]}
+        if stage == "scaling":
+            return settings
+        searched = [self.digest("tan", dataset=dataset, trial=name) for name in self.searched()]
+        return settings | {"candidates": self._candidates(), "inputs": {"searched": searched}}
+
+    def _tan_table(self) -> Settings:
+        trials = self.trials()
+        stages = [self._trials()[trial["trial"]]["stage"] for trial in trials]
+        return {
+            "inputs": {"trials": [self.digest("tan", **trial) for trial in trials]},
+            "trials": [{"dataset": t["dataset"], "stage": stage} for t, stage in zip(trials, stages, strict=True)],
+        }
+
+    def _tan_figure(self) -> Settings:
+        return {"inputs": {"table": self.digest("tan_table")}}
 
     def _roles(self, training: str) -> list[tuple[str, int]]:
         """Lists all runs of a training: the role, and the number among the runs of that role."""

@@ -1,4 +1,4 @@
-"""Trains a block of audited models: data set, canaries.npz -> block.npz.
+"""Trains a block of audited models: data set, canaries.npz, model.npz of a pretraining if there is one -> block.npz.
 
 Finished runs, and the run under way once a minute, go to checkpoints; a killed job goes on from there.
 """
@@ -10,11 +10,10 @@ import _build
 import flax.linen as nn
 import jax
 import numpy as np
-from _job import progress, running
+from _job import advance, progress, running
 from flax.traverse_util import flatten_dict
-from tqdm import tqdm
 
-from metacanary import accounting, canaries, data, images, models, runs, store, training
+from metacanary import accounting, canaries, data, images, pretraining, runs, store, training
 
 
 def recipe(settings: dict[str, Any]) -> training.Recipe:
@@ -30,7 +29,8 @@ def recipe(settings: dict[str, Any]) -> training.Recipe:
         accountant=settings["accountant"],
     )
     print(f"noise multiplier {noise:.4g} for epsilon {settings['epsilon']} at delta {settings['delta']}")
-    return _build.recipe("dpsgd", options | {"noise_multiplier": noise})
+    target = {"epsilon": float(settings["epsilon"]), "delta": settings["delta"]}
+    return _build.recipe("dpsgd", options | {"noise_multiplier": noise, "target": target})
 
 
 def train_run(
@@ -40,6 +40,7 @@ def train_run(
     dataset: data.Dataset,
     inserted: canaries.Canaries,
     role: str,
+    pretrained: pretraining.Pretrained | None = None,
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Trains one model on its own coins, or on no canary at all.
@@ -51,6 +52,7 @@ def train_run(
       dataset: Its training images make the pool, its test images the accuracy.
       inserted: The canaries.
       role: audited, surrogate or reference; a reference run includes no canary.
+      pretrained: What to start from; None for from scratch.
       **options: seed, checkpoint, on_step of `training.train`.
 
     Returns:
@@ -60,9 +62,10 @@ def train_run(
     coins = runs.coins(options["seed"], len(inserted.id), settings["game"])
     included = np.zeros_like(coins) if role == "reference" else coins
     pool = _build.pool(settings, dataset, inserted)
-    initial = models.init(model, runs.stream(options["seed"], "init"), pool.images.shape[1:])
+    key, image_shape = runs.stream(options["seed"], "init"), pool.images.shape[1:]
+    initial = pretraining.start(model, pretrained, dataset.class_names, key=key, image_shape=image_shape)
     snapshots = training.train(
-        chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], **options
+        chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], initial=initial, **options
     )
     trees = [snapshots[step] for step in settings["snapshots"]]
     test_images = images.resize(dataset.test_images, settings["image_size"])
@@ -77,14 +80,12 @@ def train_run(
     }
 
 
-def advance(bar: tqdm, reached: int) -> None:
-    """Moves the bar after a step; steps before it that a checkpoint held have no part in the rate."""
-    bar.initial += max(reached - bar.n - 1, 0)
-    bar.update(reached - bar.n)
-
-
 def train_block(
-    settings: dict[str, Any], dataset: data.Dataset, inserted: canaries.Canaries, checkpoints: Path
+    settings: dict[str, Any],
+    dataset: data.Dataset,
+    inserted: canaries.Canaries,
+    checkpoints: Path,
+    pretrained: pretraining.Pretrained | None = None,
 ) -> dict[str, np.ndarray]:
     """Trains the runs of a block, one after the other.
 
@@ -106,6 +107,7 @@ def train_block(
                     dataset,
                     inserted,
                     role,
+                    pretrained,
                     seed=seed,
                     checkpoint=checkpoints / f"run{run}-training.npz",
                     on_step=lambda done, before=index * steps: advance(bar, before + done),
@@ -122,6 +124,8 @@ if __name__ == "__main__":
     with running(snakemake) as job:
         dataset = _build.dataset(job.settings, job.input.dataset)
         inserted = canaries.Canaries.from_arrays(store.read_npz(job.input.canaries)[0])
-        block = train_block(job.settings, dataset, inserted, job.checkpoints)
+        given = job.input.pretrained
+        pretrained = pretraining.Pretrained.from_arrays(store.read_npz(given)[0]) if given else None
+        block = train_block(job.settings, dataset, inserted, job.checkpoints, pretrained)
         store.write_npz(job.output.models, block, job.provenance(seed=job.settings["seeds"]))
         job.discard_checkpoints()

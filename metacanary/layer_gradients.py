@@ -1,0 +1,457 @@
+"""Gradients of examples, layer by layer, in one backward pass: their norms, and sums in which each has a factor.
+
+A per-example gradient of a whole model is what makes DP-SGD slow and large, and it is never needed: clipping needs its
+norm, and then a weighted sum. The backward pass to the layers' outputs gives for each layer what went in, x, and the
+derivative of the loss by what came out, d; from these two the gradient of example i by the layer's own parameters is a
+product of small matrices. So that one layer's gradient of one example (on GPUs: of one microbatch) is all that is held.
+
+    taken = take_apart(model, params, copies, loss)  # one forward and one backward pass
+    squares = taken.squared_norms()  # {layer: [batch]}
+    total = taken.weighted_sum({layer: factors for layer in squares})  # a tree as params
+
+`clip_while_summing` of the same object does both at once, for factors that depend on the layer's own norm alone.
+
+References:
+  Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679 (ghost norms); Bu et al. 2023, arXiv 2210.00038
+  (book-keeping: one backward pass); He et al. 2023, arXiv 2212.01539 (per-layer clipping during the backward pass).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from metacanary import models
+
+PyTree = Any
+Params = Any
+Raw = Any
+LossFn = Callable[[jax.Array], jax.Array]
+
+SMALL = 4096
+"""Parameters up to which a layer's gradients of all examples of a microbatch are made at once, and kept."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module with parameters of its own, and no others below it; any that maps [batch, ...] to [batch, ...].
+
+    Attributes:
+      module: Unbound: it is given its parameters.
+
+    Subclasses compute the gradient of one example in a raw form that is cheaper than that by the parameters; raw
+    gradients can be added and scaled like gradients.
+    """
+
+    module: nn.Module
+
+    def gradient(self, params: Params, x: jax.Array, d: jax.Array) -> Raw:
+        """The raw gradient of one example, of inputs [K, ...] and derivatives by the outputs [K, ...] of its copies."""
+        return jax.vjp(lambda p: self.module.apply({"params": p}, x), params)[1](d)[0]
+
+    def gradients(self, params: Params, x: jax.Array, d: jax.Array) -> Raw:
+        """The raw gradients of all examples, from [batch, K, ...] each; batch is the first axis of each leaf."""
+        return jax.vmap(partial(self.gradient, params))(x, d)
+
+    def squared_norm(self, params: Params, raw: Raw) -> jax.Array:
+        """The squared norm of the gradient by the parameters whose raw form this is."""
+        return _squared(raw)
+
+    def squared_norms(self, params: Params, x: jax.Array, d: jax.Array) -> jax.Array:
+        """The squared norms [batch] of the gradients of examples, from [batch, K, ...] each."""
+        if _is_small(params):
+            return jax.vmap(partial(self.squared_norm, params))(self.gradients(params, x, d))
+        return _each(lambda xi, di: self.squared_norm(params, self.gradient(params, xi, di)), x, d)
+
+    def pull_back(self, params: Params, raw: Raw) -> Params:
+        """The gradient by the parameters."""
+        return raw
+
+
+@dataclass(frozen=True)
+class Dense(Layer):
+    """`flax.linen.Dense`: an outer product, whose norm is the product of norms where there is one copy of a vector."""
+
+    def gradient(self, params: Params, x: jax.Array, d: jax.Array) -> Raw:
+        return _with_bias(params, jnp.einsum("...i,...o->io", x, d), d)
+
+    def squared_norms(self, params: Params, x: jax.Array, d: jax.Array) -> jax.Array:
+        if x.ndim > 3:  # On pixels, of which there are many, a product of Gram matrices would cost more.
+            return super().squared_norms(params, x, d)
+        total = jnp.sum(_gram(x) * _gram(d), axis=(1, 2))
+        return total + _squared_sums(d) if "bias" in params else total
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """`models.Conv3x3`: derivatives by the outputs times patches of the inputs; raw kernels are [features, patch].
+
+    Where the picture has few pixels beside its channels the norm is that of two Gram matrices (the ghost norm), and no
+    gradient is made at all.
+    """
+
+    size: int = 3
+    stride: int = 1
+
+    def gradient(self, params: Params, x: jax.Array, d: jax.Array) -> Raw:
+        def of_copy(xi: jax.Array, di: jax.Array) -> jax.Array:
+            # In this order, [features, pixels] times [pixels, patch], twice as fast on CPUs for large pictures.
+            return di.reshape(-1, di.shape[-1]).T @ _patches(xi[None], self.size, self.stride)[0]
+
+        kernel = of_copy(x[0], d[0])
+        if len(x) > 1:  # one copy's patches at a time
+            rest = (x[1:], d[1:])
+            kernel, _ = jax.lax.scan(lambda total, xd: (total + of_copy(*xd), None), kernel, rest)
+        return _with_bias(params, kernel, d)
+
+    def gradients(self, params: Params, x: jax.Array, d: jax.Array) -> Raw:
+        if not _is_small(params):
+            return super().gradients(params, x, d)
+        kernel = jnp.einsum("bpf,bpq->bfq", _by_pixel(d), self._patches_of(x))
+        return {"kernel": kernel} | ({"bias": _by_pixel(d).sum(axis=1)} if "bias" in params else {})
+
+    def pull_back(self, params: Params, raw: Raw) -> Params:
+        return {**raw, "kernel": raw["kernel"].T.reshape(params["kernel"].shape)}
+
+    def _patches_of(self, x: jax.Array) -> jax.Array:
+        """The patches of all copies of each example, [batch, K * pixels, patch]."""
+        patches = _patches(x.reshape(-1, *x.shape[2:]), self.size, self.stride)
+        return patches.reshape(len(x), -1, patches.shape[-1])
+
+    def squared_norms(self, params: Params, x: jax.Array, d: jax.Array) -> jax.Array:
+        if not self.is_ghost_cheaper(x.shape, d.shape):
+            return super().squared_norms(params, x, d)
+        total = jnp.sum(_gram(self._patches_of(x)) * _gram(_by_pixel(d)), axis=(1, 2))
+        return total + _squared_sums(_by_pixel(d)) if "bias" in params else total
+
+    def is_ghost_cheaper(self, x: Sequence[int], d: Sequence[int]) -> bool:
+        """Whether Gram matrices cost fewer multiplications than the gradients, for [batch, K, height, width, c]."""
+        pixels, patch, features = math.prod(d[1:-1]), self.size**2 * x[-1], d[-1]
+        return pixels * (patch + features) < patch * features
+
+
+@dataclass(frozen=True)
+class StandardisedConvolution(Convolution):
+    """`models.WeightStandardisedConv`; raw is the gradient by the standardised kernel.
+
+    The gradient by the kernel itself is, filter by filter, the raw one without its mean and without its part along the
+    standardised filter, scaled: so its norm needs no second array of the kernel's size for each example. The parts are
+    taken out before squares are summed, since differences of sums of squares would lose what is small.
+    """
+
+    def squared_norm(self, params: Params, raw: Raw) -> jax.Array:
+        g, kernel = raw["kernel"], params["kernel"].reshape(-1, params["kernel"].shape[-1]).T
+        mean, total = (partial(f, axis=1, keepdims=True) for f in (jnp.mean, jnp.sum))
+        centred = kernel - mean(kernel)
+        squares = total(jnp.square(centred))
+        scale = jax.lax.rsqrt(jnp.maximum(squares, models.LEAST_SQUARE))
+        unit = centred * scale
+        along = total(g * unit)
+        # Where the clamp holds the scale does not depend on the kernel, and nothing is taken out.
+        rest = g - mean(g) - jnp.where(squares > models.LEAST_SQUARE, along, 0.0) * unit
+        by_kernel = jnp.sum(jnp.square(params["gain"][:, None] * scale * rest))
+        return by_kernel + jnp.sum(jnp.square(along)) + jnp.sum(jnp.square(raw["bias"]))
+
+    def pull_back(self, params: Params, raw: Raw) -> Params:
+        _, pull = jax.vjp(models.standardise, params["kernel"], params["gain"])
+        by_kernel, by_gain = pull(super().pull_back(params, raw)["kernel"])
+        return {"kernel": by_kernel, "gain": by_gain, "bias": raw["bias"]}
+
+    def is_ghost_cheaper(self, x: Sequence[int], d: Sequence[int]) -> bool:
+        """Never: what a filter loses along its mean and itself is not seen in Gram matrices."""
+        return False
+
+
+def layer_of(module: nn.Module) -> Layer:
+    """What is known of a module: its gradients' form, or that of any module."""
+    if type(module) is nn.Dense:
+        return Dense(module)
+    if type(module) is models.Conv3x3:
+        return Convolution(module)
+    if type(module) is models.WeightStandardisedConv:
+        return StandardisedConvolution(module, size=module.kernel_size, stride=module.stride)
+    return Layer(module)
+
+
+@cache
+def layers(model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Layer]:
+    """The layers of a model by the path of their parameters, in the order in which they are called.
+
+    Args:
+      model: The network.
+      image_shape: [height, width, channels].
+
+    Raises:
+      ValueError: If the model's gradients cannot be had layer by layer: parameters that belong to no single call of a
+        module with one argument, or a layer that does not keep the batch as the first axis of what it returns.
+    """
+    found: dict[str, Layer] = {}
+    called: list[str] = []
+    batch = 4099  # No array is made; a prime that no other axis has.
+
+    def look(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+        module, name, is_call = context.module, "/".join(context.module.path), context.method_name == "__call__"
+        if is_call:
+            called.append(name)
+        y = next_fun(*args, **kwargs)
+        own = module.scope is not None and any(hasattr(v, "shape") for v in module.variables.get("params", {}).values())
+        # Another method may use the parameters as a part of the call, and nowhere else.
+        if own and (is_call or (context.method_name != "setup" and name not in called)):
+            shapes = [getattr(v, "shape", ())[:1] for v in (*args, y)]
+            once = is_call and name not in found and not kwargs and shapes == [(batch,), (batch,)]
+            if not once or any(isinstance(v, Mapping) for v in module.variables["params"].values()):
+                what = f"model {type(model).__name__}: layer {name!r}"
+                raise ValueError(f"{what} is no function of one batch that is called once")
+            found[name] = layer_of(module.clone(parent=None, name=None))
+        if is_call:
+            called.remove(name)
+        return y
+
+    shape = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    params = jax.eval_shape(partial(models.init, model, image_shape=image_shape), jax.random.key(0))
+    with nn.intercept_methods(look):
+        jax.eval_shape(partial(models.apply, model), params, shape)
+    missing = {"/".join(path[:-1]) for path in flatten_dict(params)} - found.keys()
+    if missing:
+        raise ValueError(f"model {type(model).__name__}: parameters of {sorted(missing)} belong to no layer")
+    return found
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one forward and one backward pass leave of each layer.
+
+    Attributes:
+      layers: By path.
+      params: Of each layer.
+      inputs: Of each layer, [batch, K, ...].
+      derivatives: Of the loss by each layer's outputs, [batch, K, ...].
+    """
+
+    layers: Mapping[str, Layer]
+    params: Mapping[str, Params]
+    inputs: Mapping[str, jax.Array]
+    derivatives: Mapping[str, jax.Array]
+
+    def squared_norms(self) -> dict[str, jax.Array]:
+        """The squared norms [batch] of the examples' gradients by the parameters of each layer."""
+        return {name: layer.squared_norms(*self._of(name)) for name, layer in self.layers.items()}
+
+    def weighted_sum(self, factors: Mapping[str, jax.Array]) -> Params:
+        """The sum of the examples' gradients, each times its factor of the layer.
+
+        Args:
+          factors: [batch] for each layer.
+
+        Returns:
+          A tree as the model's parameters, of the layers that were taken.
+        """
+        return _as_tree({name: self._weighted(name, factors[name]) for name in self.layers})
+
+    def clip_together(self, factor: Callable[[jax.Array], jax.Array]) -> Params:
+        """As `weighted_sum`, by factors that are a function of the norm over all layers.
+
+        Gradients of small layers are made once, for the norm and for the sum.
+
+        Args:
+          factor: Squared norms [batch] -> factors [batch].
+        """
+        raws = {
+            name: layer.gradients(*self._of(name))
+            for name, layer in self.layers.items()
+            if _is_small(self.params[name])
+        }
+        squares = jnp.zeros(())
+        for name, layer in self.layers.items():
+            if name in raws:
+                squares = squares + jax.vmap(partial(layer.squared_norm, self.params[name]))(raws[name])
+            else:
+                squares = squares + layer.squared_norms(*self._of(name))
+        factors = factor(squares)
+        sums = {
+            name: self._weighted_raws(name, raws[name], factors) if name in raws else self._weighted(name, factors)
+            for name in self.layers
+        }
+        return _as_tree(sums)
+
+    def clip_while_summing(
+        self, factor: Mapping[str, Callable[[jax.Array], jax.Array]], mask: jax.Array
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        """As `weighted_sum`, by factors that are functions of the layer's own squared norm.
+
+        Args:
+          factor: For each layer, squared norm [] -> factor [].
+          mask: bool [batch]; other examples are left out, whatever their gradients are.
+
+        Returns:
+          The sum, and the squared norms [batch] of each layer.
+        """
+        sums, squares = {}, {}
+        for name, layer in self.layers.items():
+            params, x, d = self._of(name)
+            if _is_small(self.params[name]):
+                raws = layer.gradients(params, x, d)
+                squares[name] = jax.vmap(partial(layer.squared_norm, params))(raws)
+                raws = jax.tree.map(lambda g: jnp.where(mask.reshape(-1, *[1] * (g.ndim - 1)), g, 0), raws)
+                sums[name] = self._weighted_raws(name, raws, jnp.where(mask, factor[name](squares[name]), 0))
+                continue
+
+            def scaled(
+                xi: jax.Array,
+                di: jax.Array,
+                keep: jax.Array,
+                layer: Layer = layer,
+                params: Params = params,
+                name: str = name,
+            ) -> tuple[Raw, jax.Array]:
+                raw = layer.gradient(params, xi, di)
+                square = layer.squared_norm(params, raw)
+                return jax.tree.map(lambda g: jnp.where(keep, g * factor[name](square), 0), raw), square
+
+            raw, squares[name] = _sum_each(scaled, x, d, mask)
+            sums[name] = layer.pull_back(params, raw)
+        return _as_tree(sums), squares
+
+    def _weighted(self, name: str, factors: jax.Array) -> Params:
+        """The weighted sum of the gradients by a layer, as one pull-back of the whole batch."""
+        params, x, d = self._of(name)
+        scaled = d * factors.reshape(-1, *[1] * (d.ndim - 1))
+        x, scaled = (y.reshape(-1, *y.shape[2:]) for y in (x, scaled))
+        return jax.vjp(lambda p: self.layers[name].module.apply({"params": p}, x), params)[1](scaled)[0]
+
+    def _weighted_raws(self, name: str, raws: Raw, factors: jax.Array) -> Params:
+        """The same of raw gradients that are there."""
+        summed = jax.tree.map(lambda g: jnp.tensordot(factors, g, axes=1), raws)
+        return self.layers[name].pull_back(self.params[name], summed)
+
+    def _of(self, name: str) -> tuple[Params, jax.Array, jax.Array]:
+        return self.params[name], self.inputs[name], self.derivatives[name]
+
+
+def take_apart(
+    model: nn.Module, params: Params, copies: jax.Array, loss: LossFn, only: Sequence[str] | None = None
+) -> Taken:
+    """Run a model forwards and backwards to the outputs of its layers.
+
+    Args:
+      model: The network; an example's logits depend on no other example.
+      params: Its parameters.
+      copies: [batch, K, height, width, channels], the K copies of each example.
+      loss: Logits [batch, K, classes] -> the sum of the examples' losses.
+      only: The paths of layers that are wanted; None for all.
+
+    Returns:
+      What their gradients are made of.
+
+    Raises:
+      ValueError: As `layers`.
+    """
+    every = layers(model, copies.shape[2:])
+    chosen = {name: every[name] for name in (every if only is None else only)}
+    flat = copies.reshape(-1, *copies.shape[2:])
+
+    def run(taps: dict[str, jax.Array] | None) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+        """Logits, and inputs and outputs by layer; a tap is added to the output of its layer."""
+        inputs, outputs = {}, {}
+
+        def tap(next_fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Any:
+            y, name = next_fun(*args, **kwargs), "/".join(context.module.path)
+            if context.method_name != "__call__" or name not in chosen:
+                return y
+            y = y if taps is None else y + taps[name]
+            inputs[name], outputs[name] = args[0], y
+            return y
+
+        with nn.intercept_methods(tap):
+            return models.apply(model, params, flat), inputs, outputs
+
+    def total(taps: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits, inputs, _ = run(taps)
+        return loss(logits.reshape(*copies.shape[:2], -1)), inputs
+
+    zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), jax.eval_shape(partial(run, None))[2])
+    derivatives, inputs = jax.grad(total, has_aux=True)(zeros)
+    split = partial(jax.tree.map, lambda y: y.reshape(*copies.shape[:2], *y.shape[1:]))
+    own: dict[str, Params] = {name: {} for name in chosen}
+    for path, leaf in flatten_dict(params).items():
+        own.get("/".join(path[:-1]), {})[path[-1]] = leaf
+    return Taken(layers=chosen, params=own, inputs=split(inputs), derivatives=split(derivatives))
+
+
+def _as_tree(by_layer: Mapping[str, Params]) -> Params:
+    """Layers' gradients by path as a tree."""
+    leaves = {(*name.split("/"), key): leaf for name, own in by_layer.items() for key, leaf in own.items()}
+    # The layer "" is the model itself.
+    return unflatten_dict({path if path[0] else path[1:]: leaf for path, leaf in leaves.items()})
+
+
+def _is_small(params: Params) -> bool:
+    """Whether a layer's raw gradients of all examples of a microbatch are kept, since they stay in cache."""
+    return sum(x.size for x in jax.tree.leaves(params)) <= SMALL
+
+
+def _each(f: Callable[..., Any], *rows: jax.Array) -> Any:
+    """What f returns for each row: at once on GPUs, one after the other on CPUs."""
+    return jax.vmap(f)(*rows) if jax.default_backend() != "cpu" else jax.lax.map(lambda row: f(*row), rows)
+
+
+def _sum_each(f: Callable[..., tuple[Raw, jax.Array]], *rows: jax.Array) -> tuple[Raw, jax.Array]:
+    """The sum over rows of the first thing that f returns, and the second of each row."""
+    if jax.default_backend() != "cpu":
+        first, second = jax.vmap(f)(*rows)
+        return jax.tree.map(lambda x: x.sum(axis=0), first), second
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(f, *(r[0] for r in rows))[0])
+
+    def add(total: Raw, row: tuple[jax.Array, ...]) -> tuple[Raw, jax.Array]:
+        first, second = f(*row)
+        return jax.tree.map(jnp.add, total, first), second
+
+    return jax.lax.scan(add, zeros, rows)
+
+
+def _squared(tree: PyTree) -> jax.Array:
+    """Squared norm over all leaves."""
+    return sum((jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)), start=jnp.zeros(()))
+
+
+def _by_pixel(d: jax.Array) -> jax.Array:
+    """[batch, K, height, width, c] as [batch, K * pixels, c]."""
+    return d.reshape(len(d), -1, d.shape[-1])
+
+
+def _squared_sums(d: jax.Array) -> jax.Array:
+    """Squared norm [batch] of the gradient by a bias, from [batch, rows, features]."""
+    return jnp.sum(jnp.square(d.sum(axis=1)), axis=1)
+
+
+def _gram(y: jax.Array) -> jax.Array:
+    """Products of all pairs of rows, [batch, rows, features] -> [batch, rows, rows]."""
+    return jnp.einsum("bsf,btf->bst", y, y)
+
+
+def _with_bias(params: Params, kernel: jax.Array, d: jax.Array) -> Raw:
+    """The gradient by a kernel, and by a bias if there is one."""
+    bias = {"bias": d.sum(axis=tuple(range(d.ndim - 1)))} if "bias" in params else {}
+    return {"kernel": kernel, **bias}
+
+
+def _patches(x: jax.Array, size: int, stride: int) -> jax.Array:
+    """The inputs of each output pixel under "same" padding, [n, h, w, c] -> [n, pixels, size * size * c]."""
+    n, height, width, channels = x.shape
+    pads = jax.lax.padtype_to_pads((height, width), (size, size), (stride, stride), "SAME")
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    rows, columns = -(-height // stride), -(-width // stride)
+    shifts = [
+        padded[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(shifts, axis=-1).reshape(n, rows * columns, size * size * channels)
