@@ -323,7 +323,9 @@ def _along_steps(axis: Axes, rows: pd.DataFrame, column: str) -> None:
     for kind in tables.canary_order(single["canary"]):
         mean = means.loc[kind]
         axis.plot(mean.index, mean["mean"], label=kind, markeredgewidth=0, **looks[kind])
-        if mean["low"].notna().any():
+        if len(mean) == 1 and mean["low"].notna().any():  # a band over one step would have no width
+            axis.vlines(mean.index, mean["low"], mean["high"], color=looks[kind]["color"], alpha=0.5)
+        elif mean["low"].notna().any():
             band = {"color": looks[kind]["color"], "alpha": 0.18, "linewidth": 0}
             axis.fill_between(mean.index, mean["low"], mean["high"], **band)
 

@@ -253,6 +253,17 @@ def test_figure2_shows_means_and_t_intervals(panel, column):
     assert {f"{y:.9f}" for y in [*low, *high]} <= {f"{y:.9f}" for y in band[:, 1]}
 
 
+def test_figure2_of_one_step_shows_intervals_as_lines():
+    """A band over one step would have no width."""
+    frame = make_frame()
+    frame = frame[frame["step"] == 160]
+    axis = figures.figure2(frame, **CHOICE).axes[1]
+    single = frame[(frame["canary"] == "metagradient") & (frame["run"] != "pooled")]["auroc"]
+    low, high = scipy.stats.t.interval(0.95, df=3, loc=single.mean(), scale=single.sem())
+    ((bottom, top),) = axis.collections[1].get_segments()  # random is drawn first
+    np.testing.assert_allclose([bottom, top], [(160, low), (160, high)], rtol=1e-9)
+
+
 def test_figure2_shows_pooled_bounds_apart():
     frame = make_frame()
     left, right = figures.figure2(frame, **CHOICE).axes
