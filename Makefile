@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish test test-all bench-metagradient bench-audits check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish cost test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,11 +73,32 @@ report: setup  ## the demo's results, code and statistics in one HTML file
 publish: setup  ## copy the demo's results to docs/results and its tables into the README
 	$(BIN)/python -m metacanary.publish $(DEMO_RESULTS)
 
+# Of the config CONFIG; COST_OPTIONS=--rows=64 where a whole step takes too long.
+CONFIG ?= config/config.yaml
+COST_OPTIONS ?=
+
+cost: setup  ## jobs, hours and disk of CONFIG, before anything is submitted
+	PYTHONPATH=. $(BIN)/python workflow/scripts/_cost.py $(CONFIG) $(COST_OPTIONS)
+
 test: setup  ## the tests that need neither a GPU nor many minutes
 	$(BIN)/python -m pytest -n $(CORES)
 
 test-all: setup  ## all tests that this machine can run
 	$(BIN)/python -m pytest -n $(CORES) -m "slow or not slow"
+
+# Everything that goes wrong on a cluster, on a real one on this machine; SLURM_TESTS="slurm and not slow" takes less long.
+SLURM_TESTS ?= slurm
+
+test-slurm: setup  ## the tests on a SLURM cluster that they start on loopback
+	$(BIN)/python -m pytest -m "$(SLURM_TESTS)" tests/slurm --tables build/slurm
+
+slurm-packages:  ## install SLURM for these tests, as root, on Debian or Ubuntu; no daemon is started
+	tests/slurm/install.sh
+
+slurm-tables: setup  ## publish what `make test-slurm` measured in docs/slurm.md
+	mkdir -p docs/results/slurm
+	cp build/slurm/*.csv docs/results/slurm
+	$(BIN)/python tests/slurm/tables.py
 
 # An environment of its own: the peers bring PyTorch and half of Hugging Face.
 BENCH := .venv-bench/bin

@@ -107,8 +107,8 @@ class Sweep:
             if status in ("memory", "time"):
                 self.stopped[name] = (status, f"not tried: at T = {steps} {result}")
             return {"status": status, "note": result}
-        reference = np.load(self.folder / f"{REFERENCE}.npy")
-        error = np.linalg.norm(np.load(gradient) - reference) / np.linalg.norm(reference)
+        reference = np.load(self.folder / f"{REFERENCE}.npy", allow_pickle=False)
+        error = np.linalg.norm(np.load(gradient, allow_pickle=False) - reference) / np.linalg.norm(reference)
         return {"status": "ok", "relative_error": float(error)} | result
 
     @property

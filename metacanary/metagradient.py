@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metacanary import replay_step
+from metacanary.interruption import ShouldStop, Stopped
 from metacanary.replay_checkpoint import ReplayCheckpoint, identity
 from metacanary.replay_schedule import Costs, actions, check_tree
 from metacanary.replay_step import ObjectiveFn, StepFn
@@ -71,6 +72,7 @@ def replay(
     on_step: Callable[[str, int], None] | None = None,
     checkpoint: Path | str | None = None,
     checkpoint_seconds: float = 120.0,
+    should_stop: ShouldStop | None = None,
 ) -> Replay:
     """Differentiate an objective of the state after `num_steps` steps by the metaparameters.
 
@@ -95,6 +97,7 @@ def replay(
       checkpoint: a folder of its own to resume from and to write to; None writes nothing. It also keeps the finished
         result: delete the folder once that is in safety.
       checkpoint_seconds: time between two checkpoints.
+      should_stop: asked after each action whether to write the checkpoint and raise `Stopped`; needs `checkpoint`.
 
     Returns:
       Replay(value, aux, gradient).
@@ -105,6 +108,7 @@ def replay(
       NotDeterministicError: a repeated step gave other bits; the message names it.
       FloatingPointError: the objective is not finite (the message names the first step after which the state is
         not finite), or the gradient is not.
+      Stopped: `should_stop` said so, and the checkpoint is written.
 
     Guarantees:
       Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding. Its
@@ -120,6 +124,8 @@ def replay(
       arXiv 2503.13751, Section 2 (REPLAY, the lazy k-ary tree).
     """
     check_tree(num_steps, branching)
+    if should_stop is not None and checkpoint is None:
+        raise ValueError("checkpoint: got None, expected a folder, since should_stop is given")
     problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
     files = None
     if checkpoint is not None:
@@ -133,10 +139,16 @@ def replay(
         begun = files.load(order, run) if files else 0
         for done, action in enumerate(order[begun:], start=begun + 1):
             getattr(run, action.name)(action.t)
-            if files and (done == len(order) or time.monotonic() - written > checkpoint_seconds):
+            if should_stop is not None:
+                run.keep_up()
+            stopping = should_stop is not None and should_stop()
+            due = stopping or done == len(order) or time.monotonic() - written > checkpoint_seconds
+            if files and due:
                 run.require_deterministic()
                 files.save(order, done, run, branching)
                 written = time.monotonic()
+            if stopping:
+                raise Stopped(f"stopped after {done} of {len(order)} actions of a replay of {num_steps} steps")
         run.require_deterministic()
     finally:
         run.storage.clear()
@@ -210,6 +222,7 @@ class _Run:
         self.value, self.aux, self.adjoint, self.gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         self.checksums: list[Any] = []  # of the first run of each step
         self._repeated: list[tuple[int, jax.Array]] = []
+        self._newest: list[Any] = []  # the checksums of the last two steps, in the order in which they were computed
         self._notify = on_step or (lambda phase, t: None)
 
     def hold(self, t: int) -> None:
@@ -227,9 +240,14 @@ class _Run:
             self.checksums.append(checksum)
         else:
             self._repeated.append((t, checksum))
+        self._newest = [*self._newest[-1:], checksum]
         if len(self._repeated) >= LOOK_EVERY:
             self.require_deterministic()
         self._notify("forward", t)
+
+    def keep_up(self) -> None:
+        """Wait for the step before the last one, so that the device has not many to finish when it is asked to stop."""
+        jax.block_until_ready(self._newest[0] if self._newest else None)
 
     def objective(self, t: int) -> None:
         end = replay_step.objective(self.problem, self.current, self.fixed)

@@ -21,6 +21,7 @@ import optax
 
 from metacanary import metagradient, models, runs, steps, training
 from metacanary.canaries import Canaries
+from metacanary.interruption import ShouldStop
 from metacanary.objectives import Objective, logit_margin
 from metacanary.recipes import DPSGD, SGD
 from metacanary.replay_schedule import Plan, plan
@@ -118,6 +119,7 @@ def optimize(
     resume: MetaState | None = None,
     checkpoint: Path | None = None,
     on_step: Callable[[str, int], None] | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> Iterator[tuple[MetaState, dict[str, float]]]:
     """Optimise the pixels of canaries by metagradient descent.
 
@@ -135,7 +137,7 @@ def optimize(
       branching, storage: as of `metagradient.replay`; they change no bit. `plan_replay` chooses them.
       resume: continue after this state.
       checkpoint: folder for checkpoints within a metastep; None writes none.
-      on_step: as in `metagradient.replay`.
+      on_step, should_stop: as in `metagradient.replay`.
 
     Yields:
       After each metastep (MetaState, row of the history): metastep, objective, auroc (of the canaries before this
@@ -143,6 +145,7 @@ def optimize(
 
     Raises:
       FloatingPointError: a training run or its objective is not finite.
+      Stopped: `should_stop` said so; the checkpoint within the metastep is written.
 
     Guarantees:
       Resuming from a yielded state gives bit-identical later states, and so does resuming within a metastep, with the
@@ -154,7 +157,7 @@ def optimize(
     """
     optimizer = settings.update.optimizer()
     state = resume or initial(settings, start)
-    options = {"branching": branching, "storage": storage, "on_step": on_step}
+    options = {"branching": branching, "storage": storage, "on_step": on_step, "should_stop": should_stop}
     for metastep in range(state.step, settings.num_metasteps):
         began = time.perf_counter()
         folder = _metastep_folder(checkpoint, metastep)

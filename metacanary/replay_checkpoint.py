@@ -98,12 +98,18 @@ class ReplayCheckpoint:
         return int(saved["branching"])
 
     def load(self, order: Sequence[Action], run: Run) -> int:
-        """Put a run where the checkpoint stands; return the number of actions that are done, 0 without one."""
+        """Put a run where the checkpoint stands; return the number of actions that are done, 0 without one.
+
+        Begin anew if a second writer, as SLURM starts one when a node is cut off, deleted a state that is needed.
+        """
         if not self._path.exists():
             return 0
         position = store.read_tree(self._path, {**run.position(), "done": 0})
         done, like = int(position.pop("done")), position["current"]
-        run.restore(position, ((t, store.read_tree(self._held(t), like)) for t in held_after(order, done)))
+        held = held_after(order, done)
+        if not all(self._held(t).exists() for t in held):
+            return 0
+        run.restore(position, ((t, store.read_tree(self._held(t), like)) for t in held))
         return done
 
     def save(self, order: Sequence[Action], done: int, run: Run, branching: int) -> None:

@@ -139,7 +139,7 @@ class Disk(_Away):
 
     def _get(self, t: int, kept: _Written) -> Leaves:
         kept[0].result()
-        with np.load(self._path(t)) as arrays:
+        with np.load(self._path(t), allow_pickle=False) as arrays:
             return [store.from_bits(arrays[f"arr_{i}"], like) for i, like in enumerate(kept[1])]
 
     def _forget(self, t: int, kept: _Written) -> None:

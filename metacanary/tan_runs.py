@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from metacanary import accounting, data, store, tan, training
+from metacanary.interruption import ShouldStop
 from metacanary.recipes import DPSGD
 from metacanary.runs import Pool
 
@@ -110,6 +111,7 @@ def train_runs(
     seeds: Sequence[int],
     checkpoints: Path | None = None,
     on_step: Callable[[int], None] | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train models that differ in their seed, without canaries.
 
@@ -122,13 +124,14 @@ def train_runs(
       seeds: of the runs.
       checkpoints: folder for what is finished and for the run under way; None writes nothing.
       on_step: called after each step with the number of steps of all runs so far.
+      should_stop: as of `training.train`.
 
     Yields:
       A row of `MEASURED` for each seed. The seconds are a mean without the first step, which compiles; missing for a
       run of which fewer than two steps were made here, the others before a kill.
 
     Raises:
-      ValueError, FloatingPointError: as `training.train`.
+      ValueError, FloatingPointError, Stopped: as `training.train`.
 
     Guarantees:
       Accuracies of a run that was killed and resumed are those of an undisturbed one.
@@ -155,6 +158,7 @@ def train_runs(
                 snapshots=[recipe.num_steps],
                 checkpoint=None if checkpoints is None else checkpoints / f"run{number}.npz",
                 on_step=stepped,
+                should_stop=should_stop,
             )[recipe.num_steps]
             # `train` has waited for the device by now; the steps themselves are only handed to it.
             seconds = (time.perf_counter() - clock[0]) / (len(clock) - 1) if len(clock) > 1 else None

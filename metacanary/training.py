@@ -25,6 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from metacanary import accounting, layer_gradients, models, steps, store
+from metacanary.interruption import ShouldStop, Stopped
 from metacanary.recipes import DPSGD, SGD
 from metacanary.runs import Pool
 from metacanary.steps import StepFn
@@ -82,6 +83,7 @@ def train(
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     on_step: Callable[[int], None] | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> dict[int, Params]:
     """Train one model and keep its parameters after some steps.
 
@@ -97,6 +99,7 @@ def train(
       checkpoint: file to resume from and to write to; None writes nothing.
       checkpoint_seconds: time between two checkpoints.
       on_step: called with the number of finished steps, to show progress.
+      should_stop: asked after each step whether to write the checkpoint and raise `Stopped`; needs `checkpoint`.
 
     Returns:
       Parameters by step.
@@ -105,14 +108,18 @@ def train(
       ValueError: a snapshot beyond num_steps, a checkpoint of another recipe, model, start or seed, or of a private
         recipe what `require_private` refuses; before the first step.
       FloatingPointError: parameters that are not finite, with the first step after which they were not.
+      Stopped: `should_stop` said so, and the checkpoint is written.
 
     Guarantees:
       A run that was killed and resumed from its checkpoint ends bit-identical to an undisturbed one.
+      One that is stopped loses no step, and waits for two steps of the device at most before it writes.
       No checkpoint holds parameters that are not finite.
     """
     wrong = [s for s in snapshots if not 1 <= s <= recipe.num_steps]
     if wrong:
         raise ValueError(f"snapshots: got {wrong}, expected steps between 1 and num_steps = {recipe.num_steps}")
+    if should_stop is not None and checkpoint is None:
+        raise ValueError("checkpoint: got None, expected a file, since should_stop is given")
     if isinstance(recipe, DPSGD):
         require_private(recipe, model, pool, included)
     pixels, step = jnp.asarray(canary_images), compiled_step(recipe, model)
@@ -130,8 +137,11 @@ def train(
     written = time.monotonic()
     for t in range(start, recipe.num_steps):
         state |= step(state, pixels, np.int32(t))
-        first_bad = _first_bad(first_bad, state["params"], t + 1)
-        due = checkpoint is not None and time.monotonic() - written > checkpoint_seconds
+        before, first_bad = first_bad, _first_bad(first_bad, state["params"], t + 1)
+        if should_stop is not None:
+            jax.block_until_ready(before)  # or the device would have many steps to finish when it is asked to stop
+        stopping = should_stop is not None and should_stop()
+        due = checkpoint is not None and (stopping or time.monotonic() - written > checkpoint_seconds)
         if due or t + 1 in looks:
             _require_finite(first_bad, recipe.num_steps)
         if t + 1 in snapshots:
@@ -142,6 +152,8 @@ def train(
             written = time.monotonic()
         if on_step:
             on_step(t + 1)
+        if stopping:
+            raise Stopped(f"stopped after step {t + 1} of {recipe.num_steps}")
     return {int(s): params for s, params in kept.items()}
 
 

@@ -621,6 +621,33 @@ def test_conda_environment_has_the_locked_versions():
     assert pins == {name: locked[name] for name in direct}
 
 
+@pytest.mark.parametrize("key", ["results_dir", "data_dir"])
+@pytest.mark.parametrize(
+    "folder",
+    ["../results", "results/../../x", "x/..", "results/$(touch x)", "a;b", "a`b`", "a\nb", "-rf", "a'b", 'a"b', "a|b"],
+)
+def test_check_refuses_folders_that_lead_elsewhere_or_speak_to_a_shell(key, folder):
+    config = complete(read("tests/tiny.yaml")) | {key: folder}
+    with pytest.raises(ValueError, match=f"{key}: got .*, expected a folder of letters"):
+        _config.check(config)
+
+
+@pytest.mark.parametrize("folder", ["results/tiny", "/scratch/me/results v2", "results/größer", "~me/x_1-2.3"])
+def test_check_takes_plain_folders(folder):
+    _config.check(complete(read("tests/tiny.yaml")) | {"results_dir": folder, "data_dir": folder})
+
+
+@pytest.mark.parametrize("name", ["sgd\n", "../sgd", "a/b", "$x", "a b", "A"])
+def test_names_cannot_leave_the_results_folder(name):
+    config = read("tests/tiny.yaml")
+    for section in (config["trainings"], config["canaries"]["kinds"]):
+        for_name = copy.deepcopy(config)
+        place = for_name["trainings"] if section is config["trainings"] else for_name["canaries"]["kinds"]
+        place[name] = next(iter(place.values()))
+        with pytest.raises((ValueError, ValidationError)):
+            _config.check(complete(for_name))
+
+
 def smk():
     """The texts of the rule files."""
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "workflow/rules").glob("*.smk")))

@@ -1,5 +1,7 @@
 """Canary optimisation: its gradient, its draws, its updates, its effect, resuming."""
 
+import contextlib
+import itertools
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from metacanary import metagradient, scores, store, training
 from metacanary.families import make
+from metacanary.interruption import Stopped
 from metacanary.objectives import LossGap, SmoothAUROC, logit_margin
 from metacanary.optimization import (
     AdamUpdate,
@@ -350,6 +353,34 @@ def test_optimize_resumes_within_a_metastep_to_the_same_bits(pool, start, tmp_pa
     assert bits(states) == bits(expected)
     assert len(done) <= len(steps) + 1  # but the one in which it was killed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_optimize_that_is_stopped_repeats_no_step(pool, start, tmp_path):
+    """After each 37th action, of about 100 a training; the caller keeps the last state it was given."""
+    settings = replace(SETTINGS, num_metasteps=2)
+    steps, done, states = [], [], []
+    expected = run(settings, pool, start, on_step=lambda *step: steps.append(step))
+    attempts = 0
+    while len(states) < 2:
+        looks, attempts = itertools.count(1), attempts + 1
+        with contextlib.suppress(Stopped):
+            for state in optimize(
+                settings,
+                MODEL,
+                pool,
+                start,
+                seed=1,
+                game="independent",
+                branching=6,
+                checkpoint=tmp_path,
+                resume=states[-1][0] if states else None,
+                on_step=lambda *step: done.append(step),
+                should_stop=lambda looks=looks: next(looks) == 37,
+            ):
+                states.append(state)
+    assert attempts > 4
+    assert bits(states) == bits(expected)
+    assert done == steps
 
 
 def test_optimize_deletes_checkpoints_of_metasteps_that_are_in_safety(pool, start, tmp_path):

@@ -86,8 +86,19 @@ def sources(root, *folders):
 
 def test_nothing_is_unpickled(root):
     forbidden = r"allow_pickle\s*=\s*True|(import|from)\s+_?(pickle|cPickle|cloudpickle|dill|joblib|shelve|marshal)\b"
-    for path, text in sources(root, "metacanary", "workflow"):
+    for path, text in sources(root, "metacanary", "workflow", "benchmarks"):
         assert not re.search(forbidden + r"|read_pickle|torch\.load", text), path
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        for call in [call for call in calls if ast.unparse(call.func) in ("np.load", "numpy.load")]:
+            assert "allow_pickle=False" in ast.unparse(call), f"{path}:{call.lineno}"
+
+
+def test_rules_run_no_shell_command(root):
+    """So that no value of a config, and no name in it, reaches a shell."""
+    for path in [root / "Snakefile", *(root / "workflow").rglob("*.smk")]:
+        assert not re.search(
+            r"^\s*(shell|run|wrapper|cwl|notebook):", path.read_text(encoding="utf-8"), re.MULTILINE
+        ), path
 
 
 def imports(text):

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from metacanary import store
+from metacanary.interruption import Stopped
 from metacanary.metagradient import replay
+from metacanary.replay_schedule import actions
 from metacanary.replay_storage import Disk
 
 
@@ -56,6 +58,42 @@ def test_replay_resumes_bit_identical_wherever_it_is_killed(tmp_path, branching,
         assert len(again) + len(done) <= len(calls) + 2  # each kill loses the call in which it came
         assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
         assert (result.value, result.aux.tobytes()) == (expected.value, expected.aux.tobytes())
+
+
+@pytest.mark.parametrize("branching", [2, 3, 9])
+def test_replay_that_is_stopped_repeats_nothing(tmp_path, branching):
+    """After each single action; together the attempts take as many steps as one that is not disturbed."""
+    state, z = toy()
+    args, calls = (toy_step, toy_objective, state, z, 9), []
+    expected = replay(*args, branching=branching, on_step=lambda *step: calls.append(step))
+    again, attempts, result = [], 0, None
+    while result is None:
+        attempts += 1
+        with contextlib.suppress(Stopped):
+            result = replay(
+                *args,
+                branching=branching,
+                checkpoint=tmp_path,
+                on_step=lambda *step: again.append(step),
+                should_stop=lambda attempt=attempts: attempt <= len(list(actions(9, branching))),
+            )
+    assert attempts == len(list(actions(9, branching))) + 1
+    assert again == calls
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+
+
+def test_replay_begins_anew_if_another_writer_deleted_a_state(tmp_path):
+    state, z = toy()
+    args = (toy_step, toy_objective, state, z, 9)
+    expected = replay(*args, branching=3)
+    looks = iter([False] * 8 + [True])
+    with pytest.raises(Stopped):
+        replay(*args, branching=3, checkpoint=tmp_path, should_stop=lambda: next(looks))
+    held = sorted(tmp_path.glob("held_*.npz"))
+    assert len(held) > 1
+    held[-1].unlink()
+    result = replay(*args, branching=3, checkpoint=tmp_path)
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
 
 
 def test_replay_keeps_its_result_in_a_finished_checkpoint(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from metacanary import dpsgd, models, training
 from metacanary.accounting import noise_multiplier
+from metacanary.interruption import Stopped
 from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule, Target
 from metacanary.runs import Pool, stream
 from metacanary.steps import data_order
@@ -232,6 +233,22 @@ def test_train_resumes_bit_identical(pool, pixels, recipe, killed_at, tmp_path):
     undisturbed = run()
     assert list(resumed) == list(undisturbed) == [3, 8]
     assert same(resumed, undisturbed)
+
+
+@RECIPES
+@pytest.mark.parametrize("stop_after", [1, 3, 8])
+def test_train_that_is_stopped_loses_no_step(pool, pixels, recipe, stop_after, tmp_path):
+    """Guarantee: the checkpoint is of the step after which it was asked to stop, long before it was due."""
+    checkpoint, steps = tmp_path / "run.npz", []
+
+    def run(**options):
+        return train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[3, 8], **options)
+
+    with pytest.raises(Stopped, match=f"stopped after step {stop_after} of 8"):
+        run(checkpoint=checkpoint, on_step=steps.append, should_stop=lambda: len(steps) == stop_after - 1)
+    resumed = run(checkpoint=checkpoint, on_step=steps.append, should_stop=lambda: False)
+    assert steps == list(range(1, 9))
+    assert same(resumed, run())
 
 
 def test_train_refuses_the_checkpoint_of_another_run(pool, pixels, tmp_path):

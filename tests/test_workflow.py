@@ -38,6 +38,7 @@ import train_audit_models  # noqa: E402
 import train_tan  # noqa: E402
 
 TINY = ROOT / "tests" / "tiny.yaml"
+CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
 RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "make_bounds"]
 RULES += ["plot_figure1", "plot_figure2", "all"]
@@ -376,7 +377,7 @@ def test_checkpoints_are_not_taken_up_across_versions_or_devices(tmp_path, monke
     ],
 )
 def test_running_explains_an_error_in_one_line(tmp_path, monkeypatch, capsys, error, ended):
-    for name in ("XLA_FLAGS", "NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+    for name in ("XLA_FLAGS", "NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE", *CACHE):
         monkeypatch.setenv(name, "")
     params = SimpleNamespace(settings={}, code="s", config_digest="d")
     job = SimpleNamespace(input=None, output=None, threads=1, log=[tmp_path / "log"], params=params, rule="score")

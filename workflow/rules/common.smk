@@ -8,7 +8,9 @@ from snakemake.utils import validate
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
+import _checkpoints
 import _config
+import _slurm_plugin
 import _stages
 from metacanary import store
 
@@ -18,6 +20,16 @@ try:
 except (WorkflowError, ValueError) as error:
     # Not raised, since Snakemake would add the places in this file that it passed through.
     sys.exit(f"config error: {_config.one_line(error)}")
+
+
+_slurm_plugin.mend()
+
+# A shell that SIGTERM ended would leave its script to be killed before the checkpoint is written.
+shell.prefix("trap : TERM; ")
+
+
+onsuccess:
+    _checkpoints.discard_finished(Path(config["results_dir"], "checkpoints"))
 
 
 STAGES = _stages.Stages(config)

@@ -67,6 +67,7 @@ def check(config: Config) -> None:
     Raises:
       ValueError: For the first key that contradicts another or the data sets, as one line.
     """
+    _check_paths(config)
     for dataset in config["datasets"]:
         _check_dataset(config, dataset)
     for name, kind in config["canaries"]["kinds"].items():
@@ -86,6 +87,22 @@ def require(condition: bool, where: str, got: Any, expected: str) -> None:
     """Raises the ValueError of a wrong key."""
     if not condition:
         raise ValueError(f"{where}: got {got!r}, expected {expected}")
+
+
+def _check_paths(config: Config) -> None:
+    """Checks that no folder leads out of where it is, or means something to a shell, and no name has a line's end.
+
+    The schema's patterns do not see a line's end behind a name.
+    """
+    for key in ("results_dir", "data_dir"):
+        text = config[key]
+        plain = re.fullmatch(r"[\w./@%+=:,~ -]+", text) and "\n" not in text and ".." not in text.split("/")
+        expected = "a folder of letters, digits, spaces and ./@%+=:,~_- without a part '..'"
+        require(bool(plain) and not text.startswith("-"), key, text, expected)
+    names = {"canaries.kinds": config["canaries"]["kinds"], "trainings": config["trainings"]}
+    for where, found in {"experiment": [config["experiment"]], **names}.items():
+        for name in found:
+            require(re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None, where, name, "letters, digits, _ and - only")
 
 
 def _check_dataset(config: Config, name: str) -> None:

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import shutil
 import sys
 import time
 import traceback
@@ -18,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import _checkpoints
+import _stop
 from tqdm import tqdm
 
 from metacanary import backend, store
+from metacanary.interruption import Stopped
 
 # A checkpoint of other versions of these may not end in the same bits.
 NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -40,6 +42,7 @@ class Job:
       rule: The name of its rule and script.
       params: Snakemake's params: settings, their digest, the digest of the code, and what changes no result.
       began: When the job began.
+      termination: What a job with checkpoints asks after each step, once it `listen`s.
     """
 
     input: Any
@@ -48,6 +51,7 @@ class Job:
     params: Any
     rule: str = ""
     began: float = dataclasses.field(default_factory=time.perf_counter)
+    termination: _stop.Termination = dataclasses.field(default_factory=_stop.Termination)
 
     @property
     def checkpoints(self) -> Path:
@@ -57,9 +61,9 @@ class Job:
         key = f"{self.params.config_digest}-{self.params.code}-{store.digest(computed_by)}"
         return Path(self.params.checkpoints, key)
 
-    def discard_checkpoints(self) -> None:
-        """Deletes the job's checkpoints; another job that writes the same result at this moment does no harm."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+    def finish_checkpoints(self) -> None:
+        """Says that the checkpoints hold all of the result; the workflow deletes them when it has succeeded."""
+        _checkpoints.mark_finished(self.checkpoints)
 
     def provenance(self, **extra: Any) -> dict[str, Any]:
         """Says how the result was made, for `store.write_*`."""
@@ -149,27 +153,42 @@ def running(snakemake: Any) -> Iterator[Job]:
       The job, once its inputs are known to be of its config.
 
     Guarantees:
-      stdout, stderr, logging, warnings and the traceback of an error stand in the job's log, and on the terminal too.
+      stdout, stderr, logging, warnings and the traceback of an error stand in the job's log, and on the terminal too;
+      the log of a job with checkpoints begins with those of its earlier attempts.
       Of EXPLAINED errors the terminal shows one line; others are raised again.
+      A job that `Stopped` ends with an error, so that it is run again.
     """
-    backend.configure(threads=snakemake.threads)  # Snakemake itself sets OMP_NUM_THREADS, which NumPy reads
+    # Snakemake itself sets OMP_NUM_THREADS, which NumPy reads.
+    backend.configure(threads=snakemake.threads, compiled=Path(".snakemake", "compiled"))
     files = {"input": snakemake.input, "output": snakemake.output}
+    params = snakemake.params
     try:
-        with logged(Path(snakemake.log[0])):
-            params = snakemake.params
+        folder = getattr(params, "checkpoints", None)
+        with logged(Path(snakemake.log[0]), earlier=folder and _checkpoints.earlier_log(folder)):
             job = Job(**files, settings=params.settings, params=params, rule=snakemake.rule)
             job.check_inputs()
-            yield job
+            try:
+                yield job
+            except Stopped as stopped:
+                print(f"{stopped}; checkpoint written {job.termination.seconds():.1f} s after SIGTERM", flush=True)
+                sys.exit(_stop.run_again(snakemake.rule))
     except EXPLAINED as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 @contextlib.contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Copies all that is printed, logged, warned of or raised into a file."""
+def logged(path: Path, *, earlier: Path | None = None) -> Iterator[None]:
+    """Copies all that is printed, logged, warned of or raised into a file.
+
+    Args:
+      path: The file.
+      earlier: Holds the logs of earlier attempts, which this one begins with; it is left out where its folder is not.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()
     with path.open("w", encoding="utf-8") as log, contextlib.ExitStack() as stack:
+        if earlier is not None and earlier.exists():
+            log.write(earlier.read_text(encoding="utf-8"))
         stack.enter_context(contextlib.redirect_stdout(Tee(sys.stdout, log)))
         stack.enter_context(contextlib.redirect_stderr(Tee(sys.stderr, log)))
         handler = logging.StreamHandler(sys.stderr)
@@ -182,6 +201,10 @@ def logged(path: Path) -> Iterator[None]:
         except BaseException:
             traceback.print_exc(file=log)  # Python prints the terminal's copy
             raise
+        finally:
+            log.flush()
+            if earlier is not None and earlier.parent.exists():
+                store.write_text(earlier, path.read_text(encoding="utf-8"))
 
 
 def advance(bar: tqdm, reached: int) -> None:
@@ -190,9 +213,17 @@ def advance(bar: tqdm, reached: int) -> None:
     bar.update(reached - bar.n)
 
 
-def progress(total: int, unit: str, description: str, *, initial: int = 0) -> tqdm:
-    """Makes a progress bar with rate and time left: redrawn on a terminal, a line each ten seconds elsewhere."""
+@contextlib.contextmanager
+def progress(total: int, unit: str, description: str, *, initial: int = 0) -> Iterator[tqdm]:
+    """Shows a progress bar with rate and time left: redrawn on a terminal, a line each ten seconds elsewhere.
+
+    At the end, whatever ends it, it says how much was done in this attempt, without what checkpoints held.
+    """
     every = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        total=total, unit=unit, desc=description, initial=initial, mininterval=every, maxinterval=every, file=sys.stderr
-    )
+    options = {"unit": unit, "desc": description, "initial": initial, "mininterval": every, "maxinterval": every}
+    bar = tqdm(total=total, **options, file=sys.stderr)
+    try:
+        yield bar
+    finally:
+        bar.close()
+        print(f"{description}: {bar.n - bar.initial} of {total} {unit}s done in this attempt", flush=True)

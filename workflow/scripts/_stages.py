@@ -18,7 +18,7 @@ Settings = dict[str, Any]
 
 # How results are stored, jobs run and data sets fetched (and verified) has no part in what results hold; if it counted,
 # each change there would retrain.
-PLUMBING = {"store", "data", "backend", "_job"}
+PLUMBING = {"store", "data", "backend", "interruption", "_job", "_stop", "_checkpoints"}
 
 # The roles of runs, and the key of a training that says how many it has; their runs are numbered in this order.
 ROLES = {"audited": "num_runs", "surrogate": "num_surrogate_runs", "reference": "num_reference_runs"}
@@ -79,6 +79,7 @@ class Stages:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._digests: dict[tuple[Any, ...], str] = {}
         self.datasets = {self.name_dataset(name): name for name in config["datasets"]}
 
     def seed(self, *names: str | int) -> int:
@@ -141,8 +142,11 @@ class Stages:
         return json.loads(json.dumps(settings, sort_keys=True))
 
     def digest(self, stage: str, **wildcards: str) -> str:
-        """The digest of `settings`."""
-        return store.digest(self.settings(stage, **wildcards))
+        """The digest of `settings`, computed once: the stages are chained, and a matrix has thousands of jobs."""
+        key = (stage, *sorted(wildcards.items()))
+        if key not in self._digests:
+            self._digests[key] = store.digest(self.settings(stage, **wildcards))
+        return self._digests[key]
 
     def _dataset(self, dataset: str) -> Settings:
         return {"dataset": dataset}

@@ -1,7 +1,7 @@
 """Optimises canaries by metagradient descent: data set -> canaries.npz, history.csv.
 
-The state goes to a checkpoint after every metastep, and every two minutes within one; a killed job goes on from there,
-to the same canaries bit by bit.
+The state goes to a checkpoint after every metastep, and within one every two minutes and on SIGTERM; a killed job goes
+on from there, to the same canaries bit by bit.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import pandas as pd
 from _job import progress, running
 
 from metacanary import canaries, data, objectives, optimization, store
+from metacanary.interruption import ShouldStop
 
 HISTORY = ("metastep", "objective", "auroc", "seconds")
 
@@ -33,7 +34,7 @@ def settings_of(kind: dict[str, Any]) -> optimization.Optimization:
 
 
 def optimize_canaries(
-    settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path
+    settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path, should_stop: ShouldStop | None = None
 ) -> tuple[canaries.Canaries, pd.DataFrame]:
     """Optimises canaries, from the checkpoints if there are any.
 
@@ -65,6 +66,7 @@ def optimize_canaries(
             resume=state,
             checkpoint=checkpoints,
             on_step=lambda phase, step: bar.update(phase == "backward"),
+            should_stop=should_stop,
         ):
             state = reached
             history[state.step - 1] = [row[name] for name in HISTORY]
@@ -87,8 +89,8 @@ def resumed(
 if __name__ == "__main__":
     with running(snakemake) as job:
         dataset = _build.dataset(job.settings, job.input.dataset)
-        made, history = optimize_canaries(job.settings, dataset, job.checkpoints)
+        made, history = optimize_canaries(job.settings, dataset, job.checkpoints, job.termination.listen())
         provenance = job.provenance(seed=job.settings["optimization_seed"], class_names=dataset.class_names)
         store.write_csv(job.output.history, history.astype({"metastep": int}), provenance)
         store.write_npz(job.output.canaries, made.arrays(), provenance)
-        job.discard_checkpoints()
+        job.finish_checkpoints()

@@ -1,6 +1,6 @@
 """Trains a model without privacy, for others to start from: data set -> model.npz.
 
-The training goes to a checkpoint once a minute; a killed job goes on from there.
+The training goes to a checkpoint once a minute and on SIGTERM; a killed job goes on from there.
 """
 
 from pathlib import Path
@@ -11,9 +11,12 @@ import numpy as np
 from _job import advance, progress, running
 
 from metacanary import data, images, pretraining, runs, store, training
+from metacanary.interruption import ShouldStop
 
 
-def pretrain(settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path) -> dict[str, np.ndarray]:
+def pretrain(
+    settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path, should_stop: ShouldStop | None = None
+) -> dict[str, np.ndarray]:
     """Trains the model, on images without any canary.
 
     Returns:
@@ -36,6 +39,7 @@ def pretrain(settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path)
             snapshots=[chosen.num_steps],
             checkpoint=checkpoints / "training.npz",
             on_step=lambda done: advance(bar, done),
+            should_stop=should_stop,
         )[chosen.num_steps]
     accuracy = training.accuracy(model, trained, test_images, dataset.test_labels)
     print(f"{dataset.name}: {len(pixels)} training images, test accuracy {accuracy:.4f}")
@@ -46,6 +50,6 @@ def pretrain(settings: dict[str, Any], dataset: data.Dataset, checkpoints: Path)
 if __name__ == "__main__":
     with running(snakemake) as job:
         dataset = _build.dataset(job.settings, job.input.dataset)
-        model = pretrain(job.settings, dataset, job.checkpoints)
+        model = pretrain(job.settings, dataset, job.checkpoints, job.termination.listen())
         store.write_npz(job.output.model, model, job.provenance(seed=job.settings["seed"]))
-        job.discard_checkpoints()
+        job.finish_checkpoints()

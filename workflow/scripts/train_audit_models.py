@@ -1,6 +1,6 @@
 """Trains a block of audited models: data set, canaries.npz, model.npz of a pretraining if there is one -> block.npz.
 
-Finished runs, and the run under way once a minute, go to checkpoints; a killed job goes on from there.
+Finished runs, and the run under way once a minute and on SIGTERM, go to checkpoints; a killed job goes on from there.
 """
 
 from pathlib import Path
@@ -14,6 +14,7 @@ from _job import advance, progress, running
 from flax.traverse_util import flatten_dict
 
 from metacanary import accounting, canaries, data, images, pretraining, runs, store, training
+from metacanary.interruption import ShouldStop
 
 
 def recipe(settings: dict[str, Any]) -> training.Recipe:
@@ -53,7 +54,7 @@ def train_run(
       inserted: The canaries.
       role: audited, surrogate or reference; a reference run includes no canary.
       pretrained: What to start from; None for from scratch.
-      **options: seed, checkpoint, on_step of `training.train`.
+      **options: seed, checkpoint, on_step, should_stop of `training.train`.
 
     Returns:
       included [m], test_accuracy [S], noise_multiplier [], initial/<path> [...], and params/<path> [S, ...] of S
@@ -86,6 +87,7 @@ def train_block(
     inserted: canaries.Canaries,
     checkpoints: Path,
     pretrained: pretraining.Pretrained | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> dict[str, np.ndarray]:
     """Trains the runs of a block, one after the other.
 
@@ -111,6 +113,7 @@ def train_block(
                     seed=seed,
                     checkpoint=checkpoints / f"run{run}-training.npz",
                     on_step=lambda done, before=index * steps: advance(bar, before + done),
+                    should_stop=should_stop,
                 )
                 store.write_npz(finished, arrays, {})
             runs.append(store.read_npz(finished)[0])
@@ -126,6 +129,6 @@ if __name__ == "__main__":
         inserted = canaries.Canaries.from_arrays(store.read_npz(job.input.canaries)[0])
         given = job.input.pretrained
         pretrained = pretraining.Pretrained.from_arrays(store.read_npz(given)[0]) if given else None
-        block = train_block(job.settings, dataset, inserted, job.checkpoints, pretrained)
+        block = train_block(job.settings, dataset, inserted, job.checkpoints, pretrained, job.termination.listen())
         store.write_npz(job.output.models, block, job.provenance(seed=job.settings["seeds"]))
-        job.discard_checkpoints()
+        job.finish_checkpoints()

@@ -63,7 +63,8 @@ if __name__ == "__main__":
                 seeds=settings["seeds"],
                 checkpoints=job.checkpoints,
                 on_step=lambda done: advance(bar, done),
+                should_stop=job.termination.listen(),
             )
             table = pd.DataFrame([described | run for run in runs], columns=list(tan_runs.COLUMNS))
         store.write_csv(job.output.runs, table, job.provenance(seed=settings["seeds"]))
-        job.discard_checkpoints()
+        job.finish_checkpoints()
