@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish cost test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-audits check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish cost test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,10 @@ bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients besid
 	$(BENCH)/python -m benchmarks.step_vjp
 	$(BENCH)/python -m benchmarks.paper_cost
 	$(BENCH)/python -m benchmarks.plot_metagradient
+	$(BENCH)/python -m benchmarks.tables
+
+bench-dpsgd: $(BENCH_STAMP)  ## examples per second and memory of a DP-SGD step beside its peers
+	$(BENCH)/python -m benchmarks.dpsgd
 	$(BENCH)/python -m benchmarks.tables
 
 bench-audits: $(BENCH_STAMP)  ## level, power and seconds of bounds on epsilon beside their peers, an hour

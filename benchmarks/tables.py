@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import audit_peers, audit_speed, calibration, data_loading, metagradient, paper_cost, step_vjp
+from benchmarks import (
+    audit_peers,
+    audit_speed,
+    calibration,
+    data_loading,
+    dpsgd,
+    dpsgd_tables,
+    metagradient,
+    paper_cost,
+    step_vjp,
+)
 from benchmarks.audit_tables import audit_sections, auditing_sections
 from benchmarks.markdown import filled, markdown
 from metacanary import store
@@ -128,9 +138,10 @@ def main() -> None:
     """Fill in the README and the guides."""
     results = [pd.read_csv(module.RESULTS) for module in (metagradient, paper_cost, step_vjp)]
     audits = [pd.read_csv(module.RESULTS) for module in (calibration, audit_peers, audit_speed)]
-    loaded = {"data_loading": loading(pd.read_csv(data_loading.RESULTS))}
+    others = {"data_loading": loading(pd.read_csv(data_loading.RESULTS))}
+    others |= {"dpsgd": dpsgd_tables.steps(pd.read_csv(dpsgd.RESULTS))}
     for path, generated in (
-        (README, sections(*results) | audit_sections(*audits[:2]) | loaded),
+        (README, sections(*results) | audit_sections(*audits[:2]) | others),
         (GUIDE, {"cost": cost(results[0])}),
         (AUDITING, auditing_sections(*audits)),
     ):

@@ -1,8 +1,10 @@
 """Tests of the benchmarks, with the contenders that need no other packages than the project's."""
 
+import dataclasses
 import importlib.util
 import math
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -16,6 +18,11 @@ from benchmarks import (
     audit_tables,
     calibration,
     channels,
+    dpsgd,
+    dpsgd_contenders,
+    dpsgd_measure,
+    dpsgd_problem,
+    dpsgd_tables,
     jax_contenders,
     measure,
     metagradient,
@@ -212,6 +219,164 @@ def test_metagradients_cost_what_was_aimed_at():
     ratio = done.pivot(index="contender", columns="num_steps", values="ratio")
     assert (ratio.loc["metacanary_sqrt"] <= 4.5).all()
     assert (ratio.loc["metacanary_tree8"] <= 6.0).all()
+
+
+@pytest.fixture(scope="module")
+def small_step():
+    """The batch at which contenders of DP-SGD are compared, in float32, and its examples' gradients."""
+    made = dpsgd_problem.Problem(setting="digits", batch=32, copies=4, microbatch=8).check
+    made = dataclasses.replace(made, dtype=np.float32)
+    return made, dpsgd_problem.naive_gradients(made)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_naive_sum_clips_some_and_not_others(small_step, apart):
+    problem, gradients = small_step
+    norms = [np.linalg.norm(np.concatenate(parts)) for parts in gradients]
+    assert min(norms) < problem.clip_norm < max(norms)
+    total = dpsgd_problem.naive_sum(gradients, problem.clip_norm, per_layer=apart)
+    whole = dpsgd_problem.naive_sum(gradients, 1e6, per_layer=apart)
+    np.testing.assert_allclose(whole, sum(np.concatenate(parts) for parts in gradients), rtol=1e-5, atol=1e-6)
+    directions = dpsgd_problem.naive_sum(gradients, 1e-3, per_layer=apart) / 1e-3
+    for other in (whole, problem.clip_norm * directions):
+        assert np.linalg.norm(total - other) > 1e-3 * np.linalg.norm(total)
+
+
+@pytest.mark.parametrize("name", [name for name in dpsgd.CONTENDERS if name in dpsgd.NAIVE])
+def test_private_contenders_clip_the_same(small_step, name):
+    """To float32's rounding of parameters of size 1; Opacus adds 1e-6 to norms of size 3."""
+    if name.startswith("opacus") and not importlib.util.find_spec("opacus"):
+        pytest.skip("opacus is not installed: benchmarks/requirements.txt")
+    problem, gradients = small_step
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        contender = dpsgd_measure.build(name, problem)
+        before = contender.vector()
+        assert dpsgd_measure.seconds_of_steps(contender, 1) > 0
+    apart = dpsgd_measure.NAIVE[dpsgd.NAIVE[name]]
+    expected = dpsgd_problem.naive_sum(gradients, problem.clip_norm, per_layer=apart)
+    assert np.linalg.norm(before - contender.vector() - expected) < 3e-6 * np.linalg.norm(expected)
+
+
+def test_private_contenders_are_those_of_the_driver():
+    of_jax = {name for name in dpsgd.CONTENDERS if not name.startswith("opacus")}
+    assert of_jax == set(dpsgd_contenders.CONTENDERS)
+    assert set(dpsgd.NAIVE.values()) == set(dpsgd_measure.NAIVE)
+    if importlib.util.find_spec("opacus"):
+        from benchmarks import dpsgd_opacus
+
+        assert of_jax | set(dpsgd_opacus.CONTENDERS) == set(dpsgd.CONTENDERS)
+
+
+def test_every_case_has_microbatches_that_divide_it():
+    for device, listed in dpsgd.CASES.items():
+        for setting, batch, copies in listed:
+            sizes = dpsgd.microbatches(setting, device, batch, copies)
+            assert len(sizes) >= 3
+            assert all(batch % size == 0 for size in sizes)
+            assert copies in dpsgd_problem.SETTINGS[setting].typical_norm
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "note"),
+    [
+        ("import time; time.sleep(60)", "time", "more than 1 s"),
+        ("import time; x = bytearray(b'1' * 2**28); time.sleep(60)", "memory", "more than 0.125 GiB"),
+        ("raise ValueError('no such thing')", "error", "ValueError: no such thing"),
+    ],
+)
+def test_worker_stops_what_takes_too_much(code, status, note):
+    worker = dpsgd.Worker([sys.executable, "-c", code], {}, 2**27, 1.0)
+    with pytest.raises(dpsgd.Stopped, match=note) as stopped:
+        worker.answer()
+    assert stopped.value.status == status
+
+
+def test_worker_answers_in_turn():
+    code = "import json\nwhile True: print(json.dumps({'step_seconds': 2 * int(input())}), flush=True)"
+    worker = dpsgd.Worker([sys.executable, "-c", code], {}, 2**30, 30.0)
+    assert [worker.ask(3), worker.ask(5)] == [6, 10]
+    worker.close()
+    assert worker.process.returncode is not None
+
+
+def step_rows(seconds, **case):
+    """A made-up case: seconds of a step by contender, None for one that was stopped."""
+    shared = {"setting": "wrn16_4", "device": "gpu", "batch": 4096, "copies": 16, "seed": 1, "rounds": 3, **case}
+    shared |= {"processor": "a GPU", "versions": "jax 1", "date": "today"}
+    return [
+        {**shared, "contender": name, "status": "memory"}
+        if value is None
+        else {**shared, "contender": name, "status": "ok", "step_seconds": value, "step_min": value, "step_max": value}
+        | {"examples_per_second": 4096 / value, "memory_mib": 100 * value, "over_sgd": value, "microbatch": 64}
+        for name, value in seconds.items()
+    ]
+
+
+def test_step_tables_tell_ratios_and_hours():
+    rows = step_rows(
+        {"sgd": 1.0, "metacanary_flat": 2.0, "metacanary_per_layer": 1.25, "jax_privacy": 3.0, "opacus_hooks": None}
+    )
+    text = dpsgd_tables.steps(pd.DataFrame(rows, columns=dpsgd.COLUMNS))
+    assert "takes 1.50 times as many examples per second as `jax_privacy`" in text
+    assert "per-layer clipping costs 1.25 times a step without privacy" in text
+    assert "| `opacus_hooks` | memory |" in text
+    assert "| `metacanary_flat` | 1.39 | 0.47 |" in text  # 2,500 and 850 steps of 2 s
+    other = dpsgd_tables.steps(pd.DataFrame(step_rows({"sgd": 1.0}, copies=1), columns=dpsgd.COLUMNS))
+    assert "hours" not in other
+    assert "fastest peer" not in other
+
+
+def test_merged_replaces_a_case_as_a_whole(tmp_path):
+    path = tmp_path / "dpsgd.csv"
+    for rows in (
+        step_rows({"sgd": 1.0, "jax_privacy": 3.0}),
+        step_rows({"sgd": 2.0}, copies=1),
+        step_rows({"sgd": 5.0}),
+    ):
+        dpsgd.merged(path, rows).to_csv(path, index=False)
+    table = pd.read_csv(path)
+    assert list(table.columns) == dpsgd.COLUMNS
+    assert sorted(zip(table["copies"], table["contender"], table["step_seconds"], strict=True)) == [
+        (1, "sgd", 2.0),
+        (16, "sgd", 5.0),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not measure.STATUS.exists(), reason="peak memory is read from Linux's /proc")
+def test_dpsgd_main_measures_in_turns(tmp_path):
+    output = tmp_path / "dpsgd.csv"
+    arguments = ["--quick", "--min-seconds", "0.01", "--output", str(output)]
+    assert dpsgd.main([*arguments, "--contenders", "sgd", "metacanary_flat", "jax_privacy"]) == 0
+    table = pd.read_csv(output).set_index("contender")
+    assert (table["status"] == "ok").all()
+    assert (table["rounds"] == 2).all()
+    assert (table.loc[["metacanary_flat", "jax_privacy"], "relative_error"] < 1e-12).all()
+    assert table.loc["sgd", "over_sgd"] == 1
+    assert (table["step_min"] <= table["step_seconds"]).all()
+    assert np.allclose(table["examples_per_second"] * table["step_seconds"], 32, rtol=1e-5)
+    assert (table[["memory_mib", "compile_seconds"]] > 0).all(axis=None)
+
+
+@pytest.fixture(scope="module")
+def private_steps():
+    """The committed steps of DP-SGD."""
+    assert dpsgd.RESULTS.exists(), f"{dpsgd.RESULTS} is not there: run `make bench-dpsgd`"
+    return pd.read_csv(dpsgd.RESULTS)
+
+
+def test_readme_holds_the_committed_steps(private_steps):
+    readme = tables.README.read_text(encoding="utf-8")
+    generated = {"dpsgd": dpsgd_tables.steps(private_steps)}
+    assert tables.filled(readme, generated) == readme, "run `python -m benchmarks.tables`"
+
+
+def test_committed_sums_of_clipped_gradients_agree(private_steps):
+    """In float64; metacanary's thresholds of layers are float32, and Opacus adds 1e-6 to norms."""
+    done = private_steps[(private_steps["status"] == "ok") & private_steps["contender"].isin(dpsgd.NAIVE)]
+    assert done["relative_error"].notna().all()
+    assert (done["relative_error"] < 1e-6).all()
 
 
 @pytest.mark.parametrize("channel", channels.CHANNELS, ids=lambda channel: channel.name)
