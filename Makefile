@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish cost test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-audits check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish cost bundle test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,11 +67,15 @@ demo: setup  ## the whole pipeline on handwritten digits, then its result table
 	  echo "make demo stopped: see above, or it is running already. Call it again to go on." >&2; exit 1; }
 	@$(BIN)/python -m metacanary.tables $(DEMO_RESULTS)
 
-report: setup  ## the demo's results, code and statistics in one HTML file
+report: setup  ## the demo's page of all audits, and Snakemake's report with its graph, code and statistics
+	$(SNAKEMAKE) --cores $(CORES) --configfile $(DEMO)
 	$(SNAKEMAKE) --cores 1 --configfile $(DEMO) --report $(DEMO_RESULTS)/report.html
 
-publish: setup  ## copy the demo's results to docs/results and its tables into the README
-	$(BIN)/python -m metacanary.publish $(DEMO_RESULTS)
+# Of a finished workflow; RESULTS=results/cifar10_small for another one than the demo.
+RESULTS ?= $(DEMO_RESULTS)
+
+publish: setup  ## copy RESULTS, the demo's, to docs/results; renew tables and numbers of README and docs
+	$(BIN)/python -m metacanary.publish $(RESULTS)
 
 # Of the config CONFIG; COST_OPTIONS=--rows=64 where a whole step takes too long.
 CONFIG ?= config/config.yaml
@@ -79,6 +83,11 @@ COST_OPTIONS ?=
 
 cost: setup  ## jobs, hours and disk of CONFIG, before anything is submitted
 	PYTHONPATH=. $(BIN)/python workflow/scripts/_cost.py $(CONFIG) $(COST_OPTIONS)
+
+# make bundle CONFIG=config/cifar10_small.yaml for another one than the demo.
+bundle: CONFIG = $(DEMO)
+bundle: setup  ## the results of CONFIG, the demo's, as open data in the folder bundle of its results
+	$(SNAKEMAKE) --cores $(CORES) --configfile $(CONFIG) -- bundle
 
 test: setup  ## the tests that need neither a GPU nor many minutes
 	$(BIN)/python -m pytest -n $(CORES)
@@ -137,7 +146,7 @@ check-python: setup  ## what of it concerns the package and its tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q tests/test_project.py
+	$(BIN)/python -m pytest -q tests/test_project.py tests/test_documents.py
 
 check-workflow: setup  ## what of it concerns the workflow
 	$(BIN)/python -m snakefmt --check Snakefile workflow

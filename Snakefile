@@ -20,6 +20,10 @@ include: "workflow/rules/tan.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/comparisons.smk"
+include: "workflow/rules/accuracy.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/bundle.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -28,12 +32,13 @@ report: "workflow/report/workflow.rst"
 rule all:
     default_target: True
     input:
-        TARGETS["tables"] + TARGETS["figures"],
+        TARGETS["tables"] + TARGETS["figures"] + TARGETS["report_page"],
     localrule: True
 
 
-# Named targets: canaries, models, audits, tables, table1, table2, figures, figure1, figure2; metasmoothness if the
-# config lists variants for it, pretrained if it has pretrainings, tan if it names a training to search settings for.
+# Named targets: canaries, models, audits, bundle, tables, table1, table2, figures, figure1, figure2; metasmoothness if
+# the config lists variants for it, pretrained if it has pretrainings, tan if it names a training to search settings for,
+# comparisons and comparison_NAME for each that it has, accuracy if it names trainings for it.
 for target, files in TARGETS.items():
 
     rule:

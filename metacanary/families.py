@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from metacanary import clipbkd
 from metacanary.canaries import Canaries
 
 
-def _random(canaries: Canaries, rng: np.random.Generator, num_classes: int) -> Canaries:
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """What a family may know beside its source images.
+
+    Attributes:
+      images: uint8 [n, height, width, channels], the sources of canaries among them.
+      labels: int [n].
+      num_classes: number of labels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+
+
+Family = Callable[[Canaries, TrainingSet, np.random.Generator], Canaries]
+
+
+def _random(canaries: Canaries, training: TrainingSet, rng: np.random.Generator) -> Canaries:
     """Training images as they are."""
     return canaries
 
 
-def _mislabeled(canaries: Canaries, rng: np.random.Generator, num_classes: int) -> Canaries:
+def _mislabeled(canaries: Canaries, training: TrainingSet, rng: np.random.Generator) -> Canaries:
     """Training images, each with a wrong label drawn uniformly from the other classes."""
-    shift = rng.integers(1, num_classes, size=len(canaries.label))
-    return replace(canaries, label=((canaries.label + shift) % num_classes).astype(np.int32))
+    shift = rng.integers(1, training.num_classes, size=len(canaries.label))
+    return replace(canaries, label=((canaries.label + shift) % training.num_classes).astype(np.int32))
 
 
-FAMILIES: dict[str, Callable[[Canaries, np.random.Generator, int], Canaries]] = {
+def _noise(canaries: Canaries, training: TrainingSet, rng: np.random.Generator) -> Canaries:
+    """Pixels drawn uniformly from [0, 1), with the labels of the source images."""
+    return replace(canaries, images=rng.random(canaries.images.shape, dtype=np.float32))
+
+
+def _clipbkd(canaries: Canaries, training: TrainingSet, rng: np.random.Generator) -> Canaries:
+    """Images along the directions in which training images vary least, with the least likely labels (`clipbkd`)."""
+    images, labels = clipbkd.make(
+        training.images, training.labels, num_canaries=len(canaries.id), num_classes=training.num_classes, rng=rng
+    )
+    return replace(canaries, images=images, label=labels)
+
+
+FAMILIES: dict[str, Family] = {
     "random": _random,
     "mislabeled": _mislabeled,
+    "noise": _noise,
+    "clipbkd": _clipbkd,
 }
 """Families without optimisation; a new one is one function and one entry (docs/extending.md)."""
 
@@ -63,4 +97,4 @@ def make(
         source_images=pixels,
         source_labels=label,
     )
-    return FAMILIES[family](table, rng, num_classes)
+    return FAMILIES[family](table, TrainingSet(images=images, labels=labels, num_classes=num_classes), rng)

@@ -1,26 +1,27 @@
-"""Publishing results: copies what people read to docs/results/ and puts the tables into the README.
+"""Publishing results: copies what people read to docs/results/ and renews the documents' tables and numbers.
 
-`python -m metacanary.publish RESULTS_DIR` after a finished workflow. No number in the README is typed by hand; a test
-compares it with docs/results.
+`python -m metacanary.publish RESULTS_DIR` after a finished workflow; `--numbers` renews the documents alone. No
+number of ours in README.md is typed by hand; a test compares documents with docs/results.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metacanary import store
+from metacanary import documents, job_costs, store
 
 SUMMARY = "summary/epsilon.csv"  # published compressed: it has a row per run, snapshot, score, auditor and protocol
+REPRODUCTION = "tables/reproduction.csv"
 PUBLISHED = (
     *(SUMMARY, "summary/epsilon.provenance.json"),
     *("tables/bounds.csv", "tables/bounds.md"),
     *("tables/table1.csv", "tables/table1.md", "tables/table2.csv", "tables/table2.md"),
+    *(REPRODUCTION, "tables/reproduction.md"),  # made anew with each change of published numbers or of the code
     *("figures/figure1.png", "figures/figure2.png"),
 )
 METASMOOTHNESS = (
@@ -28,23 +29,21 @@ METASMOOTHNESS = (
     "figures/metasmoothness.png",
 )
 TAN = ("tables/tan.csv", "tables/tan.provenance.json", "tables/tan.md", "figures/tan.png")
-START, END = "<!-- results: made by `make publish`, not by hand -->", "<!-- end of results -->"
 
 
-def publish(results: Path, docs: Path, readme: Path) -> None:
-    """Copy the published files of an experiment and renew the README's tables.
+def publish(results: Path, docs: Path) -> None:
+    """Copy the published files of an experiment, and how it was set up for comparison with published numbers.
 
     Args:
       results: the experiment's results_dir.
       docs: folder to copy to; made if absent.
-      readme: a Markdown file with the lines START and END.
 
     Raises:
-      ValueError: a file of PUBLISHED is missing, results come from more than one state of a script's code, or the
-        README lacks the two lines.
+      ValueError: a file of PUBLISHED is missing, or results come from more than one state of a script's code.
     """
     _copy(results, docs, PUBLISHED)
-    store.write_text(readme, with_tables(readme.read_text(encoding="utf-8"), docs))
+    settings = store.read_provenance(results / REPRODUCTION)["settings"]
+    store.write_json(docs / documents.SETUP, {name: settings[name] for name in ("setup", "protocol", "score")})
 
 
 def publish_without_audits(results: Path, docs: Path, names: Sequence[str]) -> None:
@@ -74,20 +73,10 @@ def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
     store.write_json(docs / "made_on.json", made_on)
 
 
-def with_tables(text: str, docs: Path) -> str:
-    """The README's text with the published tables between START and END."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"readme: expected the lines {START!r} and {END!r}")
-    tables = [(docs / f"{name}.md").read_text(encoding="utf-8").strip() for name in ("table1", "table2")]
-    return "\n\n".join([before + start, *tables, end + after])
-
-
 def _made_on(results: Path, table: Path) -> dict[str, Any]:
     """Device, versions, digests, and the time and memory of the jobs from Snakemake's benchmarks."""
     provenance = store.read_provenance(table)
-    jobs = list(_benchmarks(results / "benchmarks"))
+    jobs = list(job_costs.jobs(results / "benchmarks"))
     seconds: dict[str, float] = {}
     for rule, job in jobs:
         seconds[rule] = round(seconds.get(rule, 0.0) + float(job["s"]), 2)
@@ -98,7 +87,7 @@ def _made_on(results: Path, table: Path) -> dict[str, Any]:
         "code_digests": _code_digests(provenance),
         "wall_seconds_by_rule": seconds,
         "wall_seconds": round(sum(seconds.values()), 2),
-        "max_rss_mb": max((_number(job["max_rss"]) for _, job in jobs), default=0.0),
+        "max_rss_mb": max((job_costs.number(job["max_rss"]) for _, job in jobs), default=0.0),
     }
 
 
@@ -112,36 +101,23 @@ def _code_digests(provenance: dict[str, Any]) -> dict[str, str]:
     return {script: digest for script, (digest,) in provenance["code_digests"].items()}
 
 
-def _benchmarks(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """(rule, columns) of each job; the folder or file below `folder` names the rule."""
-    for path in sorted(folder.rglob("*.tsv")):
-        rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
-        with path.open(encoding="utf-8", newline="") as file:
-            for job in csv.DictReader(file, delimiter="\t"):
-                yield rule, job
-
-
-def _number(cell: str) -> float:
-    """A benchmark's number; 0 where Snakemake could not measure it, as in jobs too short to be seen."""
-    try:
-        return float(cell)
-    except ValueError:
-        return 0.0
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, help="results_dir of a finished workflow")
-    parser.add_argument("--docs", type=Path, default=None, help="default: docs/results/<name of results>")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("results", type=Path, nargs="?", help="results_dir of a finished workflow")
+    parser.add_argument("--numbers", action="store_true", help="renew the documents alone, from docs/results")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository; default: the current folder")
     chosen = parser.parse_args(arguments)
-    docs = chosen.docs or Path("docs/results", chosen.results.name)
-    others = [names for names in (METASMOOTHNESS, TAN) if (chosen.results / names[0]).exists()]
-    if others and not (chosen.results / PUBLISHED[0]).exists():
-        publish_without_audits(chosen.results, docs, others[0])
-    else:
-        publish(chosen.results, docs, chosen.readme)
+    if (chosen.results is None) != chosen.numbers:
+        parser.error("expected either results or --numbers")
+    if not chosen.numbers:
+        docs = chosen.root / documents.RESULTS / chosen.results.name
+        others = [names for names in (METASMOOTHNESS, TAN) if (chosen.results / names[0]).exists()]
+        if others and not (chosen.results / PUBLISHED[0]).exists():
+            publish_without_audits(chosen.results, docs, others[0])
+        else:
+            publish(chosen.results, docs)
+    documents.renew(chosen.root)
 
 
 if __name__ == "__main__":

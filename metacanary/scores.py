@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 
 def negative_loss(logits: npt.ArrayLike, labels: npt.ArrayLike) -> np.ndarray:
@@ -77,6 +77,9 @@ def auroc(scores: npt.ArrayLike, included: npt.ArrayLike) -> float:
     Guarantees:
       - Not the area under the concave hull of the ROC curve, which is never below 1/2 and biased upwards.
     """
+    # Half a second of imports, and a workflow asks this module for names each time it is parsed.
+    from scipy import stats
+
     values, coins = _check_groups(scores, included)
     num_in, num_out = int(coins.sum()), int((~coins).sum())
     rank_sum = float(stats.rankdata(values)[coins].sum())

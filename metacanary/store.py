@@ -6,6 +6,7 @@ file or no file, never half of one. Nothing is pickled and nothing is unpickled.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -298,7 +299,13 @@ def code_digest(paths: Iterable[PathLike]) -> str:
       Comments, docstrings, layout, the order of the paths and their folders make no difference.
     """
     sources = sorted((Path(path).name, Path(path).read_text(encoding="utf-8")) for path in paths)
-    return digest([[name, _syntax(ast.parse(source))] for name, source in sources])
+    return digest([[name, _parsed(source)] for name, source in sources])
+
+
+@functools.cache
+def _parsed(source: str) -> Any:
+    """The syntax tree of a source as plain data; kept, since a workflow's rules share most of their modules."""
+    return _syntax(ast.parse(source))
 
 
 def _syntax(node: Any) -> Any:

@@ -54,20 +54,20 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     """
     table = _without_idle_accountant(table)
     names = ["training", *(name for name in _NOTED if _varies(table, name))]
-    cells = {_NOTED.get(name, name): [_text(value) for value in table[name]] for name in names}
-    cells |= {"target\nε": [_text(value) for value in table["epsilon"]], "canary": list(table["canary"])}
+    cells = {_NOTED.get(name, name): [words(value) for value in table[name]] for name in names}
+    cells |= {"target\nε": [words(value) for value in table["epsilon"]], "canary": list(table["canary"])}
     if "objective" in table:
-        cells |= {"optimised\nfor": [_text(value) for value in table["objective"]]}
+        cells |= {"optimised\nfor": [words(value) for value in table["objective"]]}
     cells |= {"runs": [str(count) for count in table["num_runs"]]}
-    cells |= {"ε\nmean": _plus_minus(table, "epsilon", 2), "ε\nmedian": _fixed(table["epsilon_median"], 2)}
-    cells |= {"ε\npooled": _fixed(table["epsilon_pooled"], 2)}
+    cells |= {"ε\nmean": plus_minus(table, "epsilon", 2), "ε\nmedian": fixed(table["epsilon_median"], 2)}
+    cells |= {"ε\npooled": fixed(table["epsilon_pooled"], 2)}
     if PAPER_COLUMN in table:
-        cells |= {"paper protocol,\nnot a bound": _fixed(table[PAPER_COLUMN], 2)}
+        cells |= {"paper protocol,\nnot a bound": fixed(table[PAPER_COLUMN], 2)}
     cells |= {"ceiling\n(pooled)": _with_second(table["ceiling"], table["ceiling_pooled"])}
     accounted = _with_second(table["epsilon_accounted"], table["epsilon_accounted_rdp"])
-    cells |= {"accounted ε\n(by RDP)": accounted, "last iterate,\nheuristic": _fixed(table["epsilon_heuristic"], 2)}
-    cells |= {"AUROC\nmean": _plus_minus(table, "auroc", 3)}
-    cells |= {"test\naccuracy": _fixed(100 * table["test_accuracy"], 1, "%")}
+    cells |= {"accounted ε\n(by RDP)": accounted, "last iterate,\nheuristic": fixed(table["epsilon_heuristic"], 2)}
+    cells |= {"AUROC\nmean": plus_minus(table, "auroc", 3)}
+    cells |= {"test\naccuracy": fixed(100 * table["test_accuracy"], 1, "%")}
     return pd.DataFrame(cells, dtype=object)
 
 
@@ -78,7 +78,7 @@ def note(table: pd.DataFrame) -> str:
     shared = []
     for name, word in names.items():
         if not _varies(table, name) and table[name].notna().any():
-            value = _text(table[name].dropna().iloc[0])
+            value = words(table[name].dropna().iloc[0])
             shared.append(f"{word} {AUDITORS.get(value, value)}")
     legend = _LEGEND if PAPER_COLUMN not in table else f"{_LEGEND} {_PAPER_LEGEND}"
     return f"Empirical lower bounds on ε at the last step: {', '.join(shared)}. {legend} {NO_VALUE}: no value."
@@ -206,28 +206,28 @@ def _number(value: float, digits: int, unit: str = "") -> str:
     return "∞" if value == float("inf") else f"{value:.{digits}f}{unit}"
 
 
-def _text(value: Any) -> str:
+def words(value: Any) -> str:
     """Writes a descriptor, whole numbers without a decimal point."""
     if isinstance(value, str):
         return value
     return f"{value:.10g}" if pd.notna(value) and value != float("inf") else _number(value, 0)
 
 
-def _fixed(values: pd.Series, digits: int, unit: str = "") -> list[str]:
+def fixed(values: pd.Series, digits: int, unit: str = "") -> list[str]:
     """Writes a column of numbers."""
     return [_number(value, digits, unit) for value in values]
 
 
-def _plus_minus(table: pd.DataFrame, name: str, digits: int) -> list[str]:
+def plus_minus(table: pd.DataFrame, name: str, digits: int) -> list[str]:
     """Writes means with the half-widths of their intervals, where they have one."""
     halves = table[f"{name}_high"] - table[f"{name}_mean"]
-    means = _fixed(table[f"{name}_mean"], digits)
+    means = fixed(table[f"{name}_mean"], digits)
     return [m if pd.isna(h) else f"{m} ± {_number(h, digits)}" for m, h in zip(means, halves, strict=True)]
 
 
 def _with_second(values: pd.Series, seconds: pd.Series) -> list[str]:
     """Writes numbers, each with a second one in brackets if that is there and finite."""
-    pairs = zip(_fixed(values, 2), _fixed(seconds, 2), strict=True)
+    pairs = zip(fixed(values, 2), fixed(seconds, 2), strict=True)
     return [first if second in (NO_VALUE, "∞") else f"{first} ({second})" for first, second in pairs]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import scipy.stats
+from scipy import special
 
 from metacanary import store, table_formats
 from metacanary.table_formats import PAPER_COLUMN, SETTING, latex, markdown, note, text, title
@@ -34,17 +34,18 @@ COLUMNS = (
     *("num_canaries", "num_guesses", "num_guesses_in", "num_correct", "auroc", "test_accuracy"),
 )
 CELL = [*SETTING, "canary"]
-KINDS = ("random", "mislabeled", "metagradient")  # shown in this order, before all others
+KINDS = ("random", "mislabeled", "metagradient", "clipbkd", "gradient_max", "noise")  # the order of their looks
 CONFIDENCE = 0.95  # of the t intervals over runs; the audits have a significance of their own
 POOLED = "pooled"
 PAPER = "paper"
 
+_SHOWN = ("random", "noise", "mislabeled", "clipbkd", "gradient_max", "metagradient")
 _DESCRIPTORS = ["step", "num_canaries", "game", "adjacency", "assumption", "accountant"]
 
 
 def canary_order(kinds: Iterable[str]) -> list[str]:
-    """Sorts canary kinds as they are shown: random, mislabeled, metagradient, then the others by name."""
-    rank = {kind: number for number, kind in enumerate(KINDS)}
+    """Sorts canary kinds as they are shown: what is not optimised first, metagradient last, then others by name."""
+    rank = {kind: number for number, kind in enumerate(_SHOWN)}
     return sorted(set(kinds), key=lambda kind: (rank.get(kind, len(rank)), kind))
 
 
@@ -102,7 +103,7 @@ def over_runs(rows: pd.DataFrame, keys: Sequence[str], column: str) -> pd.DataFr
     """
     groups = rows.groupby(list(keys), sort=False)[column]
     mean = groups.mean()
-    half = groups.sem() * scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, groups.count() - 1)
+    half = groups.sem() * special.stdtrit(groups.count() - 1, 0.5 + CONFIDENCE / 2)
     return pd.DataFrame({"mean": mean, "low": mean - half, "high": mean + half})
 
 

@@ -217,7 +217,7 @@ def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.nd
         keeps statistics of its inputs; noise, sampling and steps that spend more than `recipe.target`; a target delta
         of 1 / N or more, which allows to publish one of N examples as it is.
     """
-    _require_independent(model, pool.images.shape[1:])
+    require_independent(model, pool.images.shape[1:])
     if recipe.target is None:
         return
     num_examples, delta = int(pool.used(included).sum()), recipe.target.delta
@@ -238,11 +238,18 @@ def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.nd
 
 
 @cache
-def _require_independent(model: nn.Module, image_shape: tuple[int, ...]) -> None:
+def require_independent(model: nn.Module, image_shape: tuple[int, ...]) -> None:
     """Refuse a model in which one example's logits depend on another example, or that is not its parameters alone.
 
     In a model that comes apart in layers the same is asked of what each layer returns: rows that are turned round
     before a layer and turned back behind it would be clipped as those of another example.
+
+    Args:
+      model: the network.
+      image_shape: [height, width, channels].
+
+    Raises:
+      ValueError: an example has no gradient of its own in it.
     """
     kept = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, *image_shape)))
     others = sorted(kept.keys() - {"params"})

@@ -20,6 +20,7 @@ from metacanary import (
     auditors,
     audits,
     block_scores,
+    gradient_max,
     models,
     objectives,
     optimization,
@@ -43,6 +44,13 @@ PRIVATE_KIND = {
     "num_metasteps": 6,
     "algorithm": "dpsgd",
     "training": {"num_steps": 3, "sampling_prob": 0.1, "clip_norm": 1.0, "learning_rate": 1.0},
+}
+NORM_KIND = {
+    "family": "gradient_max",
+    "model": {"name": "convnet"},
+    "update": {"name": "adam", "learning_rate": 0.1},
+    "num_steps": 5,
+    "training": {"num_steps": 4, "batch_size": 20, "learning_rate": 0.1},
 }
 SCHEMA = yaml.safe_load((ROOT / "workflow/schemas/config.schema.yaml").read_text(encoding="utf-8"))
 
@@ -86,6 +94,114 @@ def message(config):
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_config_files_are_valid(path):
     assert message(read(path)) is None
+
+
+def with_comparison(trainings=None, auditor="steinke", kinds=None, **chosen):
+    """The tiny config with a comparison, and kinds added to it that both trainings are audited with."""
+    config, kinds = read("tests/tiny.yaml"), kinds or {}
+    config["canaries"]["kinds"] |= kinds
+    for training in config["trainings"].values():
+        training["canaries"] += kinds
+    config["comparisons"] = {"mine": {"trainings": trainings, "auditor": auditor, **chosen}}
+    return config
+
+
+def test_config_without_comparisons_compares_nothing():
+    config = read("tests/tiny.yaml")
+    config.pop("comparisons", None)
+    assert complete(config)["comparisons"] == {}
+
+
+@pytest.mark.parametrize(
+    ("by", "kinds", "trainings", "found"),
+    [
+        ("start", ["random", "metagradient"], None, ["sgd"]),  # dpsgd is audited with random alone
+        ("model", ["random"], None, ["sgd", "dpsgd"]),
+        ("model", ["random"], ["dpsgd"], ["dpsgd"]),
+        ("cost", ["random", "metagradient"], None, ["sgd"]),
+        ("num_canaries", ["random", "fewer"], None, ["sgd", "dpsgd"]),
+    ],
+)
+def test_check_takes_comparisons(by, kinds, trainings, found):
+    added = {"fewer": {"family": "random", "num_canaries": 6}}
+    config = with_comparison(kinds=added, canaries=kinds, by=by, trainings=trainings)
+    assert message(config) is None
+    assert _config.compared_trainings(complete(config), "mine") == found
+    settings = _config.compared_kinds(complete(config), "mine")
+    assert [*settings] == kinds
+    assert settings["random"] == {"family": "random", "num_canaries": 10}
+    if "fewer" in kinds:
+        assert settings["fewer"]["num_canaries"] == 6
+    if "metagradient" in kinds:
+        assert settings["metagradient"]["start"] == "random"
+        assert settings["metagradient"]["model"]["options"]["widths"] == [4]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (
+            {"canaries": ["clean"], "by": "start"},
+            "comparisons.mine.canaries: got 'clean', expected one of random, metagradient, variant (canaries.kinds)",
+        ),
+        (
+            {"canaries": ["random"], "by": "width"},
+            "comparisons.mine.by: got 'width', expected one of start or num_canaries or model or cost",
+        ),
+        (
+            {"canaries": ["random"], "by": "start", "trainings": ["sdg"]},
+            "comparisons.mine.trainings: got 'sdg', expected one of sgd, dpsgd",
+        ),
+        (
+            {"canaries": ["random", "metagradient"], "by": "start", "trainings": ["dpsgd"]},
+            "comparisons.mine.trainings: got 'dpsgd', expected one that is audited with metagradient too",
+        ),
+        (
+            {"canaries": ["variant"], "by": "start"},
+            "comparisons.mine.canaries: got ['variant'], expected kinds that a training is audited with all of",
+        ),
+        (
+            {"canaries": ["random"], "by": "start", "auditor": "gaussian_rates"},
+            "comparisons.mine.auditor: got 'gaussian_rates', expected one of audit.auditors: steinke, fdp_gaussian",
+        ),
+        (
+            {"canaries": ["random"], "by": "cost"},
+            "comparisons.mine.canaries: got ['random'], expected at least one kind that is optimised",
+        ),
+        (
+            {"canaries": ["random", "again"], "by": "start", "kinds": {"again": {"family": "random"}}},
+            "comparisons.mine.canaries: got random and again, both not optimised with start random",
+        ),
+        ({"canaries": ["random"]}, "comparisons.mine: expected a key 'by'"),
+        ({"canaries": [], "by": "start"}, "comparisons.mine.canaries: got [], expected at least 1 item(s)"),
+    ],
+)
+def test_check_names_the_wrong_key_of_a_comparison(chosen, expected):
+    assert message(with_comparison(**chosen)).startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["Start", "a-b", "a\n"])
+def test_check_refuses_names_of_comparisons_that_are_no_targets(name):
+    config = with_comparison(canaries=["random"], by="start")
+    config["comparisons"][name] = config["comparisons"].pop("mine")
+    assert message(config).startswith("comparisons: got ")
+
+
+def test_check_takes_several_trainings_in_figure_2():
+    config = read("tests/tiny.yaml")
+    config["trainings"]["other"] = copy.deepcopy(config["trainings"]["sgd"])
+    config["figures"]["figure2_training"] = ["sgd", "other"]
+    assert message(config) is None
+    assert _config.figure2_trainings(config) == ["sgd", "other"]
+    assert _config.figure2_trainings(read("tests/tiny.yaml")) == ["sgd"]
+    for wrong, expected in (
+        (["sgd", "third"], "figures.figure2_training: got 'third', expected one of sgd, dpsgd, other"),
+        (["sgd", "dpsgd"], "figures.figure2_epsilon: got 'inf', expected one of [8]"),
+        ([], "figures.figure2_training: got [], expected at least 1 item(s)"),
+        (["sgd", "sgd"], "figures.figure2_training: got ['sgd', 'sgd'], expected no item twice"),
+    ):
+        config["figures"]["figure2_training"] = wrong
+        assert message(config) == expected
 
 
 TAN = {"training": "dpsgd", "batch_size": 10, "num_validation": 100}
@@ -280,8 +396,64 @@ def test_config_without_metasmoothness_measures_none():
         ("canaries.num_canaries", 9, "canaries.num_canaries: got 9, expected an even number, since trainings.dpsgd"),
         (
             "canaries.kinds.random.family",
-            "noise",
-            "canaries.kinds.random.family: got 'noise', expected one of mislabeled, random, metagradient",
+            "noisy",
+            "canaries.kinds.random.family: got 'noisy', expected one of clipbkd, mislabeled, noise, random, "
+            "metagradient, gradient_max",
+        ),
+        (
+            "canaries.kinds.random",
+            {"family": "random", "num_canaries": 1438},
+            "canaries.kinds.random.num_canaries: got 1438, expected at most the 1437 training images",
+        ),
+        (
+            "canaries.kinds.random",
+            {"family": "random", "num_canaries": 9},
+            "canaries.kinds.random.num_canaries: got 9, expected an even number, since trainings.dpsgd.game is paired",
+        ),
+        (
+            "canaries.kinds.random",
+            {"family": "random", "num_canaries": 1420},
+            "trainings.sgd.options.batch_size: got 20, expected at most the 17 images of digits",
+        ),
+        (
+            "canaries.kinds.metagradient.num_canaries",
+            1420,
+            "canaries.kinds.metagradient.training.batch_size: got 20, expected at most the 17 images of digits",
+        ),
+        (
+            "canaries.kinds.random",
+            {"family": "random", "start": "noise"},
+            "canaries.kinds.random: unknown key 'start', expected ['family', 'num_canaries']",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"start": "gradient_max"},
+            "canaries.kinds.norm.start: got 'gradient_max', expected one of clipbkd, mislabeled, noise, random",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"proxy_steps": [2, 5]},
+            "canaries.kinds.norm.proxy_steps: got [2, 5], expected steps of the training, at most num_steps = 4",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"proxy_steps": [2, 2]},
+            "canaries.kinds.norm.proxy_steps: got [2, 2], expected no item twice",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"num_metasteps": 5},
+            "canaries.kinds.norm: unknown key 'num_metasteps', did you mean 'num_steps'?",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"training": {"num_steps": 4, "batch_size": 1430, "learning_rate": 0.1}},
+            "canaries.kinds.norm.training.batch_size: got 1430, expected at most the 1427 images of digits",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"algorithm": "dpsgd", "training": PRIVATE_KIND["training"]},
+            "canaries.kinds.norm.training.noise_multiplier: got None, expected a number, since no target epsilon",
         ),
         ("canaries.kinds.metagradient.objective", {"name": "loss"}, "canaries.kinds.metagradient.objective.name: got"),
         ("canaries.kinds.metagradient.update", {"name": "sgd"}, "canaries.kinds.metagradient.update.name: got 'sgd'"),
@@ -436,6 +608,17 @@ def test_check_takes_an_optimization_through_dpsgd():
     assert config["trainings"]["dpsgd"]["options"]["noise_multiplier"] is None
 
 
+def test_check_takes_numbers_of_canaries_by_kind():
+    """Nothing is asked of the number of all kinds where each has its own; an odd one where no game is paired."""
+    config = changed("canaries.num_canaries", 9)
+    config["canaries"]["kinds"]["random"]["num_canaries"] = 12
+    config["canaries"]["kinds"]["norm"] = NORM_KIND | {"num_canaries": 7}
+    config["trainings"]["sgd"]["canaries"] = ["random", "metagradient", "norm"]
+    assert message(config) is None
+    filled = complete(config)
+    assert [_config.num_canaries(filled, kind) for kind in ("random", "metagradient", "norm")] == [12, 9, 7]
+
+
 @pytest.mark.parametrize("names", [["a", "a.b"], []])
 def test_either_matches_the_names_only(names):
     pattern = _config.either(names)
@@ -506,11 +689,21 @@ def plain(value):
         ("loss_gap", objectives.LossGap, []),
         ("smooth_auroc", objectives.SmoothAUROC, []),
         ("metagradient_kind", optimization.Optimization, ["objective", "update", "recipe"]),
+        ("gradient_max_kind", gradient_max.GradientMax, ["update", "recipe"]),
     ],
 )
 def test_schema_has_the_options_of_the_package(name, cls, left_out):
     others = {"name", "schedule", "family", "game", "model", "start", "objective", "update", "training"}
-    others |= {*PARTS, "algorithm", "clipping", "memory_mb", "noise_multiplier", "options", "thresholds"}
+    others |= {
+        *PARTS,
+        "algorithm",
+        "clipping",
+        "memory_mb",
+        "noise_multiplier",
+        "num_canaries",
+        "options",
+        "thresholds",
+    }
     keys = {key: part.get("default") for key, part in SCHEMA["$defs"][name]["properties"].items() if key not in others}
     assert keys == {key: plain(default) for key, default in fields(cls, *left_out).items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_config import complete, read
+from test_config import NORM_KIND, complete, read
 
 from metacanary import recipes, store
 
@@ -83,6 +83,19 @@ def test_measure_takes_steps_of_every_kind_once(config):
     assert len(measure._known) == 2  # sgd and dpsgd; the kind of canary makes no difference
     for compiling, step in measure._known.values():
         assert compiling > step > 0
+
+
+def test_measure_takes_the_steps_of_an_optimisation_of_norms(config):
+    """Of twice as many steps and proxies it takes longer; the kind's own number of canaries is measured."""
+    kind = NORM_KIND | {"model": {"name": "convnet", "options": {"widths": [4]}}}
+    more = kind | {"num_steps": 500, "num_proxies": 4, "proxy_steps": [2, 4], "num_canaries": 12}
+    config["canaries"]["kinds"] |= {"less": kind, "more": more}
+    stages, measure = _stages.Stages(complete(config)), _cost.Measure(steps=2, rows=None)
+    settings = [stages.settings("canaries", dataset="digits", canary=name) for name in ("less", "more")]
+    assert [s["num_canaries"] for s in settings] == [10, 12]
+    less, more = (measure.optimization(s) for s in settings)
+    assert 0 < less < more
+    assert measure.optimization(settings[1]) == more  # measured once
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,9 @@ def cell(table, canary, training="sgd"):
 
 
 def test_canary_order_puts_the_papers_kinds_first_and_others_by_name():
-    kinds = ["zeta", "metagradient", "clipbkd", "random", "mislabeled", "random"]
-    assert tables.canary_order(kinds) == ["random", "mislabeled", "metagradient", "clipbkd", "zeta"]
+    kinds = ["zeta", "metagradient", "alpha", "clipbkd", "random", "mislabeled", "random", "gradient_max", "noise"]
+    expected = ["random", "noise", "mislabeled", "clipbkd", "gradient_max", "metagradient", "alpha", "zeta"]
+    assert tables.canary_order(kinds) == expected
 
 
 def test_summarise_interval_is_that_of_scipy():

@@ -1,7 +1,9 @@
 """Tests of the workflow: its graph, what reruns what, its scripts from end to end, and what a kill leaves."""
 
+import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import logging
 import operator
@@ -22,9 +24,10 @@ import pandas as pd
 import pytest
 import yaml
 from flax.traverse_util import flatten_dict
-from test_config import complete, fine_tuning, read
+from test_config import NORM_KIND, complete, fine_tuning, read
 
-from metacanary import accounting, canaries, data, reference_scores, score_table, store, summary
+from metacanary import accounting, bundle, canaries, data, reference_scores, reproduction, score_table, store, summary
+from metacanary.interruption import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
@@ -33,6 +36,7 @@ import _build  # noqa: E402
 import _family  # noqa: E402
 import _job  # noqa: E402
 import _stages  # noqa: E402
+import optimize_canaries  # noqa: E402
 import pretrain_model  # noqa: E402
 import train_audit_models  # noqa: E402
 import train_tan  # noqa: E402
@@ -40,8 +44,8 @@ import train_tan  # noqa: E402
 TINY = ROOT / "tests" / "tiny.yaml"
 CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
 RULES = ["download", "make_canaries", "optimize_canaries", "train_audit_models", "score_membership"]
-RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "make_bounds"]
-RULES += ["plot_figure1", "plot_figure2", "all"]
+RULES += ["compute_epsilon", "collect_epsilon", "make_table1", "make_table2", "make_bounds", "make_reproduction"]
+RULES += ["plot_figure1", "plot_figure2", "make_report_page", "all"]
 
 
 def command(folder, *arguments, config=TINY):
@@ -146,6 +150,13 @@ SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
     [
         ("seed", 2, set(WILDCARDS)),
         ("canaries.num_canaries", 12, set(WILDCARDS)),
+        (
+            "canaries.kinds.random",
+            {"family": "random", "num_canaries": 12},
+            {"canaries", "models", "scores", "audits", "summary", "table1", "figure2"},
+        ),
+        ("canaries.kinds.metagradient.num_canaries", 12, {"summary", "table1", "figure1", "figure2"}),
+        ("canaries.kinds.variant.num_canaries", 12, {"metasmoothness"} | SHOWN),
         ("image_size", 16, set(WILDCARDS)),
         ("trainings.dpsgd.options.clip_norm", 2.0, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
@@ -177,6 +188,87 @@ def test_settings_hold_what_a_stage_depends_on_and_no_more(stages, path, value, 
     other = changed_stages(path, value)
     found = {name for name, names in WILDCARDS.items() if stages.digest(name, **names) != other.digest(name, **names)}
     assert found == stages_changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("seed", 2, True),
+        ("experiment", "other", True),
+        ("audit.guess_fraction", 1.0, True),
+        ("audit.rmia_gamma", 2.0, True),
+        ("tables.score", "rmia", True),
+        ("tables.protocol", "fixed", True),
+        ("figures.figure2_auditor", "fdp_gaussian", True),
+        ("figures.figure1_num_shown", 4, False),
+        ("canaries.kinds.variant.num_metasteps", 3, False),
+        ("metasmoothness.step", 0.1, False),
+        ("results_dir", "results/other", False),
+    ],
+)
+def test_settings_of_the_page_hold_what_it_shows_and_no_more(stages, path, value, changed):
+    assert (changed_stages(path, value).digest("report_page") != stages.digest("report_page")) == changed
+
+
+def test_number_of_canaries_of_a_kind_stands_for_that_of_all(stages):
+    """One number, given here or there, is the same setting; kinds of one number share their source images."""
+    own = changed_stages("canaries.kinds.random", {"family": "random", "num_canaries": 10})
+    settings = own.settings("canaries", dataset="digits", canary="random")
+    assert settings == stages.settings("canaries", dataset="digits", canary="random")
+    assert settings["num_canaries"] == 10
+    assert settings["kind"] == {"family": "random"}
+
+
+def norm_stages(**changes):
+    """The stages of the tiny config with a kind of optimised gradient norms, 12 canaries from noise."""
+    kind = NORM_KIND | {"num_canaries": 12, "start": "noise", "num_proxies": 2, "proxy_steps": [2, 4]} | changes
+    kind["model"] = {"name": "convnet", "options": {"widths": [4]}}
+    return changed_stages("canaries.kinds.norm", kind)
+
+
+def optimized(settings, provenance, folder, should_stop=None):
+    """What the script makes of the kind of `norm_stages`: the canaries, and the history without its seconds."""
+    dataset = _build.dataset(settings, provenance)
+    made, history = optimize_canaries.optimize_canaries(settings, dataset, folder, should_stop)
+    return made, history.drop(columns="seconds")
+
+
+def test_stopped_optimization_of_norms_goes_on_to_the_same_canaries(digits_dir, tmp_path, capsys):
+    """Asked to stop at each third look: in the training of proxies, between them, and among steps on the pixels."""
+    settings = norm_stages().settings("canaries", dataset="digits", canary="norm")
+    expected, rows = optimized(settings, digits_dir, tmp_path / "whole")
+    assert expected.images.shape == (12, 8, 8, 1)
+    assert rows["step"].tolist() == [1, 2, 3, 4, 5]
+    norms = rows["geometric_mean_gradient_norm"]
+    assert norms.iloc[-1] > norms.iloc[0] > 0
+    attempts, found = 0, None
+    while found is None:
+        looks, attempts = itertools.count(1), attempts + 1
+        with contextlib.suppress(Stopped):
+            found = optimized(
+                settings, digits_dir, tmp_path / "parts", should_stop=lambda looks=looks: next(looks) == 3
+            )
+    assert attempts == 5  # after 3 and 6 steps of training, then 1 and 4 of the pixels
+    assert re.findall(r"after step (\d+)\n", capsys.readouterr().out) == ["1", "4"]
+    for name, array in expected.arrays().items():
+        np.testing.assert_array_equal(found[0].arrays()[name], array)
+    pd.testing.assert_frame_equal(found[1], rows)
+
+
+def test_optimization_of_norms_has_a_seed_of_its_own(digits_dir, tmp_path):
+    stages = norm_stages()
+    settings = [stages.settings("canaries", dataset="digits", canary=name) for name in ("norm", "metagradient")]
+    assert settings[0]["optimization_seed"] != settings[1]["optimization_seed"]
+    assert settings[0]["seed"] == settings[1]["seed"]
+    first, other = (
+        optimized(settings[0] | {"optimization_seed": seed}, digits_dir, tmp_path / str(seed))[0] for seed in (1, 2)
+    )
+    assert not np.array_equal(first.images, other.images)
+    np.testing.assert_array_equal(first.source_images, other.source_images)
+
+
+def test_tables_say_what_canaries_of_norms_were_optimised_for():
+    assert norm_stages().settings("table1")["objectives"]["norm"] == "gradient_norm"
 
 
 def test_subset_is_part_of_names_and_settings(stages):
@@ -250,6 +342,56 @@ def test_published_results_are_those_of_the_committed_config():
     assert made_on["config_digest"] == committed.digest("summary")
 
 
+def paper_setup(dataset, training, canary):
+    """What the comparison knows of a cell of the paper's config."""
+    setup = _stages.Stages(complete(read("config/config.yaml"))).settings("reproduction")["setup"]
+    (cell,) = [c for c in setup if (c["dataset"], c["training"], c["canary"]) == (dataset, training, canary)]
+    return cell
+
+
+@pytest.mark.parametrize("training", ["dpsgd", "dpsgd_finetune"])
+@pytest.mark.parametrize("canary", ["random", "mislabeled", "metagradient"])
+def test_cells_of_the_papers_config_can_be_compared_with_the_papers_numbers(training, canary):
+    """In every fact that the audits do not hold; the config says the number of runs and canaries, and the game."""
+    published = reproduction.read_published(_stages.PUBLISHED)
+    of = {"dataset": "cifar10", "training": training, "canary": canary}
+    (number,) = published[(published[list(of)] == pd.Series(of)).all(axis=1)].to_dict("records")
+    cell = paper_setup(**of)
+    assert cell["matches"] == of
+    config = read("config/config.yaml")
+    game, num_canaries = config["trainings"][training]["game"], config["canaries"]["num_canaries"]
+    own = {"score": "negative_loss", "like_mean": 0.0, "game": game, "num_canaries": num_canaries // 2}
+    own["num_runs"] = config["trainings"][training]["num_runs"]
+    assert reproduction._differences(number, cell, own) == []
+
+
+def test_comparison_follows_settings_and_not_names():
+    """Of a subset of an altered copy, under other names."""
+    config = read("config/config.yaml")
+    config |= {"datasets": ["cifar10_jpeg75"], "num_train": 20000, "image_size": 16}
+    config["figures"] |= {"figure1_dataset": "cifar10_jpeg75", "figure2_dataset": "cifar10_jpeg75"}
+    config["trainings"] = {"sgd": config["trainings"]["sgd"], "mine": config["trainings"]["dpsgd"]}
+    stages = _stages.Stages(complete(config))
+    (cell,) = [
+        c for c in stages.settings("reproduction")["setup"] if (c["training"], c["canary"]) == ("mine", "random")
+    ]
+    assert cell["dataset"] == "cifar10_jpeg75-train20000"
+    assert cell["matches"] == {"dataset": "cifar10", "training": "dpsgd", "canary": "random"}
+    facts = cell["facts"]
+    assert (facts["dataset"], facts["num_train"], facts["image_size"]) == ("cifar10_jpeg75", 20000, 16)
+    # q times all that are no canary, and half of the canaries.
+    assert facts["batch_size"] == pytest.approx(0.08275 * (19000 + 500), rel=1e-12)
+
+
+def test_comparison_is_made_anew_when_published_numbers_change(stages, tmp_path, monkeypatch):
+    before = {name: stages.settings(name) for name in ("reproduction", "table1")}
+    changed = tmp_path / "published.csv"
+    changed.write_text(_stages.PUBLISHED.read_text(encoding="utf-8").replace("0.732", "0.733"), encoding="utf-8")
+    monkeypatch.setattr(_stages, "PUBLISHED", changed)
+    assert stages.settings("reproduction") != before["reproduction"]
+    assert stages.settings("table1") == before["table1"]
+
+
 def test_blocks_hold_every_run_once(stages):
     blocks = [stages.settings("models", **{**CELL, "block": str(block)}) for block in stages.blocks("dpsgd")]
     assert [block["runs"] for block in blocks] == [[0, 1, 2], [3, 4, 5]]
@@ -297,6 +439,14 @@ def test_importing_the_scripts_modules_computes_nothing():
     names = {p.stem for p in (ROOT / "metacanary").glob("*.py")} - {"__init__", "cifar"}
     code = f"import {', '.join(f'metacanary.{name}' for name in sorted(names))}; import jax._src.xla_bridge as bridge; "
     code += "assert not bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_parsing_the_workflow_imports_nothing_slow():
+    """Each call of Snakemake and each job on a cluster parses it; a figure is redrawn in seconds."""
+    code = "import sys; sys.path.insert(0, 'workflow/scripts'); import _checkpoints, _config, _slurm_plugin, _stages; "
+    code += "from metacanary import bundle_layout; slow = {'jax', 'matplotlib', 'pyarrow.parquet', 'scipy.stats'}; "
+    code += "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
 
 
@@ -391,8 +541,8 @@ def test_running_explains_an_error_in_one_line(tmp_path, monkeypatch, capsys, er
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (ROOT / "config" / "digits.yaml", {"optimize_canaries": 1, "collect_epsilon": 1}),
-        (None, {"make_canaries": 2, "pretrain_model": 1, "train_audit_models": 297, "compute_epsilon": 33}),
+        (ROOT / "config" / "digits.yaml", {"optimize_canaries": 2, "collect_epsilon": 1}),
+        (None, {"make_canaries": 3, "pretrain_model": 1, "train_audit_models": 540, "compute_epsilon": 60}),
     ],
 )
 def test_dry_run_plans_every_rule(tmp_path, config, expected):
@@ -443,12 +593,16 @@ def test_tiny_run_audits_every_cell(tiny):
     assert (table["epsilon_lower"] <= table["ceiling"]).all()
 
 
-def test_tiny_run_leaves_every_target_and_no_checkpoint(tiny):
+def test_tiny_run_leaves_every_target_and_no_checkpoint(tiny, stages):
     results = tiny / "results" / "tiny"
-    for name in ("table1.csv", "table1.md", "table1.tex", "table2.csv", "table2.md", "table2.tex"):
-        assert (results / "tables" / name).stat().st_size > 0
+    for name in ("table1", "table2", "bounds", "reproduction"):
+        for suffix in ("csv", "md", "tex"):
+            assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 0
+    verdicts = store.read_csv(results / "tables/reproduction.csv")["verdict"].value_counts().to_dict()
+    assert verdicts == {reproduction.NOT_RUN: 15, reproduction.NOT_PUBLISHED: len(stages.cells())}
     for name in ("figure1.pdf", "figure1.png", "figure2.pdf", "figure2.png"):
         assert (results / "figures" / name).stat().st_size > 0
+    assert 500_000 < (results / "audits.html").stat().st_size < 2_500_000
     assert [path for path in (results / "checkpoints").rglob("*") if path.is_file()] == []
 
 
@@ -555,6 +709,102 @@ def test_recipes_of_tan_are_simulations_but_for_the_full_run():
         assert found.noise_multiplier == pytest.approx(1.25 * batch / full_batch, rel=1e-12)
     full = recipe("full")
     assert (full.target.epsilon, full.sampling_prob, full.learning_rate) == (8.0, 0.02, 1.0)
+
+
+COMPARISONS = {
+    "starts": {"canaries": ["random", "metagradient"], "by": "start"},
+    "expense": {"canaries": ["random", "metagradient"], "by": "cost"},
+    "transfer": {"canaries": ["random"], "by": "model"},
+}
+
+
+def compared_stages(path="seed", value=1):
+    """The stages of the tiny config with comparisons, and one value changed."""
+    config = read("tests/tiny.yaml") | {"comparisons": json.loads(json.dumps(COMPARISONS))}
+    *parents, last = path.split(".")
+    functools.reduce(operator.getitem, parents, config)[last] = value
+    return _stages.Stages(complete(config))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("seed", 2, {*COMPARISONS}),
+        ("audit.guess_fraction", 1.0, {*COMPARISONS}),
+        ("trainings.dpsgd.num_runs", 4, {*COMPARISONS}),  # they share the summary
+        ("tables.protocol", "fixed", {*COMPARISONS}),
+        ("comparisons.starts.auditor", "fdp_gaussian", {"starts"}),
+        ("comparisons.starts.canaries", ["metagradient", "random"], {"starts"}),
+        ("comparisons.transfer.trainings", ["dpsgd"], {"transfer"}),
+        ("figures.figure1_num_shown", 4, set()),
+    ],
+)
+def test_settings_of_comparisons_hold_what_they_depend_on_and_no_more(path, value, changed):
+    first, other = compared_stages(), compared_stages(path, value)
+    for stage in ("comparison", "comparison_figure"):
+        digests = [{n: s.digest(stage, comparison=n) for n in COMPARISONS} for s in (first, other)]
+        assert {name for name in COMPARISONS if digests[0][name] != digests[1][name]} == changed
+
+
+def test_costs_are_of_the_jobs_that_are_compared():
+    """Of the cells of trainings that are audited with all of the kinds: sgd alone, of which five runs are a block."""
+    jobs = compared_stages().costs()
+    cells = [
+        {"dataset": "digits", "canary": kind, "training": "sgd", "epsilon": "inf"}
+        for kind in ("random", "metagradient")
+    ]
+    assert jobs["optimize_canaries"] == [{"dataset": "digits", "canary": "metagradient"}]
+    assert jobs["compute_epsilon"] == cells
+    assert jobs["train_audit_models"] == jobs["score_membership"] == [cell | {"block": "0"} for cell in cells]
+    settings = compared_stages().settings("cost")
+    assert {name: len(paths) for name, paths in settings["inputs"].items()} == {name: len(jobs[name]) for name in jobs}
+    assert not any(_stages.Stages(complete(read("tests/tiny.yaml"))).costs().values())
+
+
+def test_figures_depend_on_the_style_sheet(stages, monkeypatch, tmp_path):
+    before = {name: stages.digest(name) for name in ("figure1", "figure2", "metasmoothness_figure", "table1")}
+    monkeypatch.setattr(_stages, "figure_style", lambda: "other")
+    other = _stages.Stages(complete(read("tests/tiny.yaml")))
+    assert {name for name, digest in before.items() if other.digest(name) != digest} == {*before} - {"table1"}
+
+
+def test_target_of_a_comparison_makes_it_alone(tmp_path):
+    config = changed(tmp_path, comparisons=COMPARISONS)
+    planned = snakemake(tmp_path, "--dry-run", "--", "comparison_starts", config=config)
+    assert planned.status == 0, planned.text
+    jobs = counts(planned.text)
+    assert {name: jobs.get(name) for name in ("make_comparison", "plot_comparison", "collect_cost", "make_table1")} == {
+        "make_comparison": 1,
+        "plot_comparison": 1,
+        "collect_cost": None,
+        "make_table1": None,
+    }
+    every = counts(snakemake(tmp_path, "--dry-run", "--", "comparisons", config=config).text)
+    assert (every["make_comparison"], every["plot_comparison"], every["collect_cost"]) == (3, 3, 1)
+
+
+@pytest.mark.slow
+def test_comparisons_of_a_finished_run_train_nothing(copied):
+    """Each has a table and a figure; costs are those that the jobs say, and then nothing is left to do."""
+    config = changed(copied, comparisons=COMPARISONS)
+    run = snakemake(copied, "--", "comparisons", config=config)
+    assert run.status == 0, run.text
+    assert not {"train_audit_models", "optimize_canaries", "compute_epsilon"} & counts(run.text).keys()
+    results = copied / "results/tiny"
+    for name in COMPARISONS:
+        for path in (
+            *(f"tables/comparison_{name}.{s}" for s in ("csv", "md", "tex")),
+            f"figures/comparison_{name}.pdf",
+        ):
+            assert (results / path).stat().st_size > 0
+    costs = store.read_csv(results / "summary/cost.csv").set_index(["stage", "canary"])["seconds"]
+    made = store.read_provenance(results / "canaries/digits/metagradient/history.csv")
+    history = store.read_csv(results / "canaries/digits/metagradient/history.csv")["seconds"].sum()
+    assert costs["optimize_canaries", "metagradient"] == pytest.approx(max(made["wall_seconds"], history), rel=1e-12)
+    table = store.read_csv(results / "tables/comparison_expense.csv").set_index("canary")
+    assert table["audit_seconds"]["random"] == pytest.approx(costs[:, "random"].sum(), rel=1e-12)
+    assert table["num_trainings"]["metagradient"] == 20
+    assert "Nothing to be done" in snakemake(copied, "--dry-run", "--", "comparisons", config=config).text
 
 
 def test_target_tan_trains_its_trials_alone(tmp_path):
@@ -707,7 +957,7 @@ def test_finished_run_has_nothing_to_do(tiny):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"figures__figure2_auditor": "fdp_gaussian"}, {"plot_figure2": 1}),
+        ({"figures__figure2_auditor": "fdp_gaussian"}, {"plot_figure2": 1, "make_report_page": 1}),
         (
             {"audit__guess_fraction": 1.0},
             {
@@ -716,7 +966,9 @@ def test_finished_run_has_nothing_to_do(tiny):
                 "make_table1": 1,
                 "make_table2": 1,
                 "make_bounds": 1,
+                "make_reproduction": 1,
                 "plot_figure2": 1,
+                "make_report_page": 1,
             },
         ),
     ],
@@ -1072,3 +1324,57 @@ def test_report_is_written_offline(copied):
     written = snakemake(copied, "--report", "report.html")
     assert written.status == 0, written.text
     assert "Lower bounds" in (copied / "report.html").read_text(encoding="utf-8")
+
+
+def test_figure_is_redrawn_to_the_same_bytes_alone(copied):
+    """As the README says; nothing that it is made of is made again."""
+    files = [copied / f"results/tiny/figures/figure2.{kind}" for kind in ("pdf", "png")]
+    before = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    run = snakemake(copied, "--allowed-rules", "plot_figure2", "--force", "--", "results/tiny/figures/figure2.pdf")
+    assert run.status == 0, run.text
+    assert counts(run.text) == {"plot_figure2": 1}
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_bundle_holds_what_its_rule_lists(stages):
+    """The wildcards of each input fit its stage, in the order of its digests."""
+    inputs = stages.settings("bundle")["inputs"]
+    listed = stages.bundled()
+    assert {name: len(digests) for name, digests in inputs.items()} == {name: len(listed[name]) for name in listed}
+    assert inputs["audits"][2] == stages.digest("audits", **CELL)
+    assert inputs["histories"] == [
+        stages.digest("canaries", dataset="digits", canary=k) for k in ("metagradient", "variant")
+    ]
+    assert inputs["cost"] == inputs["trials"] == []
+
+
+def test_bundle_keeps_the_order_of_cells(stages):
+    """Or the config in it would be another one than that of the results."""
+    config = json.loads(stages.settings("bundle")["config"])
+    assert _stages.Stages(config).digest("summary") == stages.digest("summary")
+
+
+def test_received_bundle_gives_tables_and_figures_back_and_trains_nothing(copied, tmp_path):
+    """In an empty folder, with no file but the bundle, as docs/bundle.md says."""
+    run = snakemake(copied, "--", "bundle")
+    assert run.status == 0, run.text
+    assert counts(run.text) == {"make_bundle": 1, "bundle": 1}
+    received = Path(shutil.move(copied / "results/tiny/bundle", tmp_path / "received"))
+    folder = tmp_path / "clone"
+    bundle.restore(received, folder / "results/tiny")
+    run = snakemake(folder, "--", "table2", "figure2", config=received / "config.json")
+    assert run.status == 0, run.text
+    assert counts(run.text) == {"make_table2": 1, "table2": 1, "plot_figure2": 1, "figure2": 1}
+    for name in (
+        "tables/table2.csv",
+        "tables/table2.md",
+        "tables/table2.tex",
+        "figures/figure2.pdf",
+        "figures/figure2.png",
+    ):
+        assert (folder / "results/tiny" / name).read_bytes() == (copied / "results/tiny" / name).read_bytes()
+    planned = counts(snakemake(folder, "--dry-run", "--", "all", "bundle", config=received / "config.json").text)
+    assert planned["make_bundle"] == planned["make_metasmoothness"] == 1
+    assert not planned.keys() & {*RULES[: RULES.index("collect_epsilon") + 1], "measure_metasmoothness"}

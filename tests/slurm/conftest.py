@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cluster as slurm
 from workflows import Workflow
+
+# A shell's background job ignores Ctrl-C, and so would every Snakemake that is started from it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

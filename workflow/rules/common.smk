@@ -12,7 +12,7 @@ import _checkpoints
 import _config
 import _slurm_plugin
 import _stages
-from metacanary import store
+from metacanary import bundle_layout, store
 
 try:
     validate(config, "../schemas/config.schema.yaml")
@@ -52,10 +52,11 @@ wildcard_constraints:
     epsilon=r"inf|[0-9.e-]+",
     block=r"\d+",
     trial=r"(search|scaling)\d+|prediction|full",
+    comparison=_config.either(config["comparisons"]),
 
 
 KINDS = config["canaries"]["kinds"]
-OPTIMIZED = [name for name in KINDS if KINDS[name]["family"] == "metagradient"]
+OPTIMIZED = [name for name in KINDS if KINDS[name]["family"] in _config.OPTIMIZED]
 PLAIN = [name for name in KINDS if name not in OPTIMIZED]
 VARIANTS = config["metasmoothness"]["canaries"]
 
@@ -127,6 +128,17 @@ def of_trials(pattern):
     return [pattern.format(**trial) for trial in STAGES.trials()]
 
 
+def of_costs(rule, pattern):
+    """Fills a path with every job of a rule whose cost is compared."""
+    return [pattern.replace("<cell>", CELL).format(**job) for job in STAGES.costs()[rule]]
+
+
+def compared_cost(wildcards):
+    """An input function: what jobs cost, for a comparison by cost."""
+    by_cost = config["comparisons"][wildcards.comparison]["by"] == "cost"
+    return f"{config['results_dir']}/summary/cost.csv" if by_cost else []
+
+
 def searched_trials(wildcards):
     """An input function: what the settings of a trial are chosen by, if they are."""
     if wildcards.trial not in ("prediction", "full"):
@@ -134,17 +146,31 @@ def searched_trials(wildcards):
     return [f"{config['results_dir']}/tan/{wildcards.dataset}/{trial}.csv" for trial in STAGES.searched()]
 
 
+def bundled(name, pattern):
+    """Fills a path with all files of one kind that a bundle holds."""
+    return [pattern.replace("<cell>", CELL).format(**wildcards) for wildcards in STAGES.bundled()[name]]
+
+
+COMPARISONS = [f"comparison_{name}" for name in config["comparisons"]]
+ACCURACY = ["accuracy"] if config["accuracy"]["trainings"] else []
 METASMOOTHNESS = ["metasmoothness"] if VARIANTS else []
 TAN = ["tan"] if config["tan"]["training"] else []
 PRETRAINED = collect("<results>/pretrained/{pretraining}/model.npz", pretraining=config["pretrainings"])
 TABLES = {
     name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"])
-    for name in ["table1", "table2", "bounds", *METASMOOTHNESS, *TAN]
+    for name in ["table1", "table2", "bounds", "reproduction", *ACCURACY, *METASMOOTHNESS, *TAN, *COMPARISONS]
 }
 FIGURES = {
     name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"])
-    for name in ["figure1", "figure2", *METASMOOTHNESS, *TAN]
+    for name in ["figure1", "figure2", *ACCURACY, *METASMOOTHNESS, *TAN, *COMPARISONS]
 }
+BUNDLE = [
+    *collect("<results>/bundle/{name}", name=bundle_layout.FILES),
+    *bundled("histories", "<results>/bundle/csv/canaries/{dataset}/{canary}/history.csv"),
+    *bundled("metasmoothness", "<results>/bundle/csv/metasmoothness/{dataset}/{canary}.csv"),
+    *bundled("trials", "<results>/bundle/csv/tan/{dataset}/{trial}.csv"),
+    *bundled("cost", "<results>/bundle/csv/summary/cost.csv"),
+]
 TARGETS = {
     "canaries": in_cells("<results>/canaries/{dataset}/{canary}/canaries.npz"),
     **({"pretrained": PRETRAINED} if PRETRAINED else {}),
@@ -152,7 +178,10 @@ TARGETS = {
     "audits": in_cells("<results>/audits/<cell>/epsilon.csv"),
     "tables": sum(TABLES.values(), []),
     "figures": sum(FIGURES.values(), []),
+    "bundle": BUNDLE,
+    "report_page": collect("<results>/audits.html"),
     **TABLES,
     **FIGURES,
-    **{name: TABLES[name] + FIGURES[name] for name in METASMOOTHNESS + TAN},
+    **{name: TABLES[name] + FIGURES[name] for name in ACCURACY + METASMOOTHNESS + TAN + COMPARISONS},
+    **({"comparisons": sum([TABLES[name] + FIGURES[name] for name in COMPARISONS], [])} if COMPARISONS else {}),
 }

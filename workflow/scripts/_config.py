@@ -11,11 +11,13 @@ from typing import Any
 
 from jsonschema import ValidationError
 
-from metacanary import data, families, images, reference_scores
+from metacanary import comparisons, data, families, images, reference_scores
 
 Config = Mapping[str, Any]
 
-METAGRADIENT = "metagradient"  # the family that is optimised; all others are in families.FAMILIES
+METAGRADIENT = "metagradient"
+GRADIENT_MAX = "gradient_max"
+OPTIMIZED = (METAGRADIENT, GRADIENT_MAX)  # the families that are optimised; all others are in families.FAMILIES
 
 EXPECTED = {
     "type": "{}",
@@ -58,6 +60,34 @@ def one_line(error: Exception) -> str:
     return f"{where}: got {cause.instance!r}, expected {text}{_yaml_hint(cause.instance)}"
 
 
+def num_canaries(config: Config, kind: str) -> int:
+    """The number of canaries of a kind: its own, or that of all kinds."""
+    return config["canaries"]["kinds"][kind]["num_canaries"] or config["canaries"]["num_canaries"]
+
+
+def compared_kinds(config: Config, comparison: str) -> dict[str, dict[str, Any]]:
+    """The settings that place the canary kinds of a comparison, as `comparisons.points` takes them."""
+    kinds, names = config["canaries"]["kinds"], config["comparisons"][comparison]["canaries"]
+    return {
+        name: {key: kinds[name][key] for key in ("family", "start", "model") if key in kinds[name]}
+        | {"num_canaries": num_canaries(config, name)}
+        for name in names
+    }
+
+
+def compared_trainings(config: Config, comparison: str) -> list[str]:
+    """The trainings of a comparison: those that it names, or all that are audited with all of its canary kinds."""
+    chosen, trainings = config["comparisons"][comparison], config["trainings"]
+    able = [name for name, training in trainings.items() if {*chosen["canaries"]} <= {*training["canaries"]}]
+    return able if chosen["trainings"] is None else list(chosen["trainings"])
+
+
+def figure2_trainings(config: Config) -> list[str]:
+    """The trainings of figure 2."""
+    chosen = config["figures"]["figure2_training"]
+    return [chosen] if isinstance(chosen, str) else list(chosen)
+
+
 def check(config: Config) -> None:
     """Checks what keys say of each other.
 
@@ -71,7 +101,7 @@ def check(config: Config) -> None:
     for dataset in config["datasets"]:
         _check_dataset(config, dataset)
     for name, kind in config["canaries"]["kinds"].items():
-        _check_kind(f"canaries.kinds.{name}", kind, config)
+        _check_kind(name, kind, config)
     for name, pretraining in config["pretrainings"].items():
         _check_pretraining(f"pretrainings.{name}", pretraining, config)
     for name, training in config["trainings"].items():
@@ -81,6 +111,8 @@ def check(config: Config) -> None:
     _check_metasmoothness(config)
     _check_tan(config)
     _check_figures(config)
+    _check_comparisons(config)
+    _check_accuracy(config)
 
 
 def require(condition: bool, where: str, got: Any, expected: str) -> None:
@@ -108,18 +140,15 @@ def _check_paths(config: Config) -> None:
 def _check_dataset(config: Config, name: str) -> None:
     """Checks sizes against a data set."""
     require(name in data.names(), "datasets", name, f"one of {', '.join(data.names())}")
-    source, num_canaries, size = data.SOURCES[name], config["canaries"]["num_canaries"], config["image_size"]
+    source, size = data.SOURCES[name], config["image_size"]
     subset, num_classes = config["num_train"], len(source.class_names)
     fits = subset is None or num_classes <= subset < source.num_train
     expected = f"null, or from {num_classes} to {source.num_train - 1} of the {source.num_train} images of {name}"
     require(fits, "num_train", subset, expected)
     num_train = subset or source.num_train
-    require(
-        num_canaries <= num_train,
-        "canaries.num_canaries",
-        num_canaries,
-        f"at most the {num_train} training images of {name}",
-    )
+    for kind in config["canaries"]["kinds"]:
+        expected = f"at most the {num_train} training images of {name}"
+        require(num_canaries(config, kind) <= num_train, *_num_canaries_key(config, kind), expected)
     stored = source.image_shape[:2]
     expected = f"null, at least the {max(stored)} pixels stored in {name}, or a divisor of them"
     require(size is None or images.can_resize(stored, size), "image_size", size, expected)
@@ -128,46 +157,58 @@ def _check_dataset(config: Config, name: str) -> None:
     require(shift <= most, "audit.score_augmentation.shift", shift, f"at most the {most} pixels of {name}")
     expected = f"at most the {source.num_test} test images of {name}"
     require(num_population <= source.num_test, "audit.num_population", num_population, expected)
-    others = num_train - num_canaries
-    for where, options in _sgd_options(config):
-        batch_size = options["batch_size"]
+    for where, options, kinds in _sgd_options(config):
+        batch_size, others = (
+            options["batch_size"],
+            num_train - max((num_canaries(config, kind) for kind in kinds), default=0),
+        )
         require(batch_size <= others, f"{where}.batch_size", batch_size, f"at most the {others} images of {name}")
 
 
-def _sgd_options(config: Config) -> Iterable[tuple[str, Config]]:
-    """Lists the options of all trainings without privacy, with where they stand."""
+def _num_canaries_key(config: Config, kind: str) -> tuple[str, int]:
+    """The key that sets the number of canaries of a kind, and the number."""
+    own = config["canaries"]["kinds"][kind]["num_canaries"] is not None
+    return f"canaries.kinds.{kind}.num_canaries" if own else "canaries.num_canaries", num_canaries(config, kind)
+
+
+def _sgd_options(config: Config) -> Iterable[tuple[str, Config, list[str]]]:
+    """Lists the options of all trainings without privacy, with where they stand, and the canary kinds they meet."""
     for name, kind in config["canaries"]["kinds"].items():
-        if kind["family"] == METAGRADIENT and kind["algorithm"] == "sgd":
-            yield f"canaries.kinds.{name}.training", kind["training"]
+        if kind["family"] in OPTIMIZED and kind["algorithm"] == "sgd":
+            yield f"canaries.kinds.{name}.training", kind["training"], [name]
     for name, training in config["trainings"].items():
         if training["algorithm"] == "sgd":
-            yield f"trainings.{name}.options", training["options"]
+            known = [kind for kind in training["canaries"] if kind in config["canaries"]["kinds"]]
+            yield f"trainings.{name}.options", training["options"], known
 
 
-def _check_kind(where: str, kind: Config, config: Config) -> None:
+def _check_kind(name: str, kind: Config, config: Config) -> None:
     """Checks that families are known, and that canaries can be paired if they are optimised so."""
-    optimized, known = kind["family"] == METAGRADIENT, sorted(families.FAMILIES)
+    where, optimized, known = f"canaries.kinds.{name}", kind["family"] in OPTIMIZED, sorted(families.FAMILIES)
     key = "start" if optimized else "family"
-    expected = ", ".join(known if optimized else [*known, METAGRADIENT])
+    expected = ", ".join(known if optimized else [*known, *OPTIMIZED])
     require(kind[key] in known, f"{where}.{key}", kind[key], f"one of {expected}")
-    if optimized:
-        _check_game(f"{where}.game", kind["game"], config)
-        _check_options(f"{where}.training", kind["algorithm"], kind["training"])
-        if kind["algorithm"] == "dpsgd":
-            noise = kind["training"]["noise_multiplier"]
-            expected = "a number, since no target epsilon sets it"
-            require(noise is not None, f"{where}.training.noise_multiplier", noise, expected)
+    if not optimized:
+        return
+    _check_options(f"{where}.training", kind["algorithm"], kind["training"])
+    if kind["algorithm"] == "dpsgd":
+        noise = kind["training"]["noise_multiplier"]
+        expected = "a number, since no target epsilon sets it"
+        require(noise is not None, f"{where}.training.noise_multiplier", noise, expected)
+    if kind["family"] == METAGRADIENT:
+        _check_game(f"{where}.game", kind["game"], [name], config)
+        return
+    last, steps = kind["training"]["num_steps"], kind["proxy_steps"]
+    expected = f"steps of the training, at most num_steps = {last}"
+    require(all(step <= last for step in steps), f"{where}.proxy_steps", steps, expected)
 
 
-def _check_game(where: str, game: str, config: Config) -> None:
+def _check_game(where: str, game: str, kinds: Iterable[str], config: Config) -> None:
     """Checks that canaries can be paired where they are to be."""
-    num_canaries = config["canaries"]["num_canaries"]
-    require(
-        game != "paired" or num_canaries % 2 == 0,
-        "canaries.num_canaries",
-        num_canaries,
-        f"an even number, since {where} is paired",
-    )
+    for kind in kinds:
+        is_even = num_canaries(config, kind) % 2 == 0
+        expected = f"an even number, since {where} is paired"
+        require(game != "paired" or is_even, *_num_canaries_key(config, kind), expected)
 
 
 def _check_pretraining(where: str, pretraining: Config, config: Config) -> None:
@@ -233,7 +274,7 @@ def _check_training(where: str, training: Config, config: Config) -> None:
         steps,
         f"ascending steps of which the last is num_steps = {last}",
     )
-    _check_game(f"{where}.game", training["game"], config)
+    _check_game(f"{where}.game", training["game"], training["canaries"], config)
     _check_start(where, training, config)
     _check_options(f"{where}.options", training["algorithm"], training["options"])
     noise = training["options"].get("noise_multiplier")
@@ -332,7 +373,6 @@ def _check_figures(config: Config) -> None:
         ("figure1_dataset", config["datasets"]),
         ("figure1_canary", config["canaries"]["kinds"]),
         ("figure2_dataset", config["datasets"]),
-        ("figure2_training", trainings),
         ("figure2_score", scores),
     ):
         require(figures[key] in known, f"figures.{key}", figures[key], f"one of {', '.join(known)}")
@@ -343,9 +383,42 @@ def _check_figures(config: Config) -> None:
     missing = [name for name in ("steinke", "fdp_gaussian") if name not in auditors]
     require(not missing, "audit.auditors", auditors, f"also {' and '.join(missing)}, for tables 1 and 2")
     _check_protocols(config)
-    epsilons = trainings[figures["figure2_training"]]["epsilons"]
-    shown = figures["figure2_epsilon"]
-    require(float(shown) in map(float, epsilons), "figures.figure2_epsilon", shown, f"one of {epsilons}")
+    for training in figure2_trainings(config):
+        require(training in trainings, "figures.figure2_training", training, f"one of {', '.join(trainings)}")
+        epsilons, shown = trainings[training]["epsilons"], figures["figure2_epsilon"]
+        require(float(shown) in map(float, epsilons), "figures.figure2_epsilon", shown, f"one of {epsilons}")
+
+
+def _check_comparisons(config: Config) -> None:
+    """Checks that what is compared is audited, and that each canary kind has a place of its own."""
+    kinds, trainings, auditors = config["canaries"]["kinds"], config["trainings"], config["audit"]["auditors"]
+    for name, chosen in config["comparisons"].items():
+        where = f"comparisons.{name}"
+        require(re.fullmatch(r"[a-z0-9_]+", name) is not None, "comparisons", name, "letters, digits and _ only")
+        for kind in chosen["canaries"]:
+            require(kind in kinds, f"{where}.canaries", kind, f"one of {', '.join(kinds)} (canaries.kinds)")
+        for training in chosen["trainings"] or []:
+            require(training in trainings, f"{where}.trainings", training, f"one of {', '.join(trainings)}")
+            missing = [kind for kind in chosen["canaries"] if kind not in trainings[training]["canaries"]]
+            expected = f"one that is audited with {', '.join(missing)} too (trainings.{training}.canaries)"
+            require(not missing, f"{where}.trainings", training, expected)
+        expected = "kinds that a training is audited with all of (trainings.*.canaries)"
+        require(bool(compared_trainings(config, name)), f"{where}.canaries", chosen["canaries"], expected)
+        expected = f"one of audit.auditors: {', '.join(auditors)}"
+        require(chosen["auditor"] in auditors, f"{where}.auditor", chosen["auditor"], expected)
+        try:
+            comparisons.points(compared_kinds(config, name), chosen["by"])
+        except ValueError as error:
+            raise ValueError(f"{where}.{error}") from error
+
+
+def _check_accuracy(config: Config) -> None:
+    """Checks that the trainings whose accuracy is shown are audited with the canary kind."""
+    kind, trainings = config["accuracy"]["canary"], config["trainings"]
+    for name in config["accuracy"]["trainings"]:
+        require(name in trainings, "accuracy.trainings", name, f"one of {', '.join(trainings)}")
+        expected = f"one of trainings.{name}.canaries: {', '.join(trainings[name]['canaries'])}"
+        require(kind in trainings[name]["canaries"], "accuracy.canary", kind, expected)
 
 
 def _check_protocols(config: Config) -> None:

@@ -28,7 +28,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from metacanary import backend, data, models, optimization, runs, store, training
+from metacanary import backend, data, gradient_max, models, optimization, runs, store, training
 
 SCHEMA = Path(__file__).resolve().parent.parent / "schemas" / "config.schema.yaml"
 Recipe = training.Recipe
@@ -82,7 +82,9 @@ class Measure:
 
     def optimization(self, settings: dict[str, Any]) -> float:
         """Seconds of the optimisation of a canary kind, as its replay is planned from measured steps."""
-        key = store.digest(settings["kind"] | {"images": shape(settings)})
+        key = store.digest(settings["kind"] | {"images": shape(settings), "num_canaries": settings["num_canaries"]})
+        if key not in self._known and settings["kind"]["family"] == _config.GRADIENT_MAX:
+            self._known[key] = self._norms(settings)
         if key not in self._known:
             kind, dataset = settings["kind"], pictures(settings)
             chosen = optimize_canaries.settings_of(kind)
@@ -94,6 +96,19 @@ class Measure:
             plan, _ = optimization.plan_replay(measured, model, pool, start, budget=budget)
             self._known[key] = plan.seconds * scale * chosen.num_trainings * chosen.num_metasteps
         return self._known[key]
+
+    def _norms(self, settings: dict[str, Any]) -> float:
+        """Seconds of an optimisation of gradients' norms: its proxies, and its steps, which proxies alike share."""
+        kind, dataset = settings["kind"], pictures(settings)
+        chosen, model = optimize_canaries.norm_settings_of(kind), _build.model(kind["model"], len(dataset.class_names))
+        compiling, step = self.training(settings | {"model": kind["model"]}, chosen.recipe)
+        start = _family.canaries_of(kind["start"], settings, dataset)
+        proxy = models.init(model, runs.stream(0, "init"), shape(settings)[1:])
+        measured = dataclasses.replace(chosen, num_steps=self._steps + 1)
+        seconds = [row["seconds"] for _, row in gradient_max.maximize(measured, model, start, [proxy])]
+        proxies = chosen.num_proxies * len(chosen.proxy_steps)
+        trained = compiling + chosen.num_proxies * chosen.recipe.num_steps * step
+        return trained + seconds[0] + chosen.num_steps * proxies * statistics.median(seconds[1:])
 
     def _step(self, settings: dict[str, Any], chosen: Recipe) -> tuple[float, float]:
         """Compiles a step and takes some."""
@@ -180,7 +195,7 @@ def costs(config: dict[str, Any], measure: Measure, results: Path) -> dict[str, 
     for dataset, canary in sorted(pairs):
         settings = stages.settings("canaries", dataset=dataset, canary=canary)
         num_bytes = 2 * 4 * settings["num_canaries"] * int(np.prod(shape(settings)[1:]))
-        if kinds[canary]["family"] != _config.METAGRADIENT:
+        if kinds[canary]["family"] not in _config.OPTIMIZED:
             found["make_canaries"].jobs += 1
             found["make_canaries"].bytes += num_bytes
             continue
@@ -204,7 +219,9 @@ def costs(config: dict[str, Any], measure: Measure, results: Path) -> dict[str, 
             seconds = block_seconds(settings, measure) if known is None else known
             found["train_audit_models"].add(seconds, num_bytes, "steps" if known is None else "finished jobs")
             found["score_membership"].jobs += 1
-    found["tables, figures"] = Cost(jobs=6 + 2 * bool(stages.variants()))
+    comparisons = config["comparisons"].values()
+    by_cost = any(chosen["by"] == "cost" for chosen in comparisons)
+    found["tables, figures"] = Cost(jobs=8 + 2 * bool(stages.variants()) + 2 * len(comparisons) + by_cost)
     return {name: cost for name, cost in found.items() if cost.jobs}
 
 

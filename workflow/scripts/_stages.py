@@ -5,11 +5,14 @@ than that, so that a key of a later stage reruns no earlier one.
 """
 
 import ast
+import functools
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import _config
 
 from metacanary import data, reference_scores, scores, store
 
@@ -19,6 +22,15 @@ Settings = dict[str, Any]
 # How results are stored, jobs run and data sets fetched (and verified) has no part in what results hold; if it counted,
 # each change there would retrain.
 PLUMBING = {"store", "data", "backend", "interruption", "_job", "_stop", "_checkpoints"}
+
+# The numbers of papers, which `make_reproduction` puts beside ours.
+PUBLISHED = Path(__file__).resolve().parents[2] / "config" / "published.csv"
+
+# What figures look like.
+STYLE = Path(__file__).resolve().parents[2] / "metacanary" / "paper.mplstyle"
+
+# The rules whose jobs' cost is compared.
+COSTS = ("optimize_canaries", "train_audit_models", "score_membership", "compute_epsilon")
 
 # The roles of runs, and the key of a training that says how many it has; their runs are numbered in this order.
 ROLES = {"audited": "num_runs", "surrogate": "num_surrogate_runs", "reference": "num_reference_runs"}
@@ -36,7 +48,8 @@ def sources(script: Path, package: Path) -> list[Path]:
     """
     found, waiting = [script], [script]
     while waiting:
-        for name in sorted(_imported(waiting.pop(), package.name) - PLUMBING):
+        source = waiting.pop().read_text(encoding="utf-8")
+        for name in sorted(_imported(source, package.name) - PLUMBING):
             module = (script.parent if name.startswith("_") else package) / f"{name}.py"
             if module.is_file() and module not in found:
                 found.append(module)
@@ -44,10 +57,11 @@ def sources(script: Path, package: Path) -> list[Path]:
     return found
 
 
-def _imported(source: Path, package: str) -> set[str]:
-    """Names the modules of the package, and the helpers of scripts, that a file imports anywhere but for its types."""
+@functools.cache
+def _imported(source: str, package: str) -> frozenset[str]:
+    """Names what a source imports of the package and of the scripts' helpers anywhere but for its types."""
     names: set[str] = set()
-    waiting: list[ast.AST] = [ast.parse(source.read_text(encoding="utf-8"))]
+    waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING":
@@ -59,12 +73,23 @@ def _imported(source: Path, package: str) -> set[str]:
             names.add(node.module.removeprefix(f"{package}."))
         elif isinstance(node, ast.Import):
             names |= {alias.name.removeprefix(f"{package}.") for alias in node.names}
-    return names
+    return frozenset(names)
+
+
+@functools.cache
+def figure_style() -> str:
+    """The digest of the style sheet of figures, which is no code."""
+    return store.digest(STYLE.read_text(encoding="utf-8"))
 
 
 def name_epsilon(epsilon: float | str) -> str:
     """Writes a target epsilon as paths have it: "8", "0.5", "inf"."""
     return f"{float(epsilon):g}"
+
+
+def _unique(items: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Leaves out what comes a second time."""
+    return [item for number, item in enumerate(items) if item not in items[:number]]
 
 
 class Stages:
@@ -104,6 +129,10 @@ class Stages:
         """Numbers the blocks of runs of a training; a job trains one block."""
         return list(range(math.ceil(len(self._roles(training)) / self._config["trainings"][training]["block_size"])))
 
+    def num_canaries(self, canary: str) -> int:
+        """The number of canaries of a kind: its own, or that of all kinds."""
+        return _config.num_canaries(self._config, canary)
+
     def protocol(self, section: str, key: str) -> str:
         """Names the protocol that a table or figure shows; null stands for the best that all trainings have."""
         everywhere = all(training["num_surrogate_runs"] for training in self._config["trainings"].values())
@@ -126,12 +155,53 @@ class Stages:
         """Lists the trials that settings are chosen by."""
         return [name for name, trial in self._trials().items() if trial["stage"] == "search"]
 
+    def bundled(self) -> dict[str, list[dict[str, str]]]:
+        """Lists the results that a bundle holds: by the name of its rule's input, the wildcards of each file."""
+        cells, figures = self.cells(), self._config["figures"]
+        blocks = [cell | {"block": str(block)} for cell in cells for block in self.blocks(cell["training"])]
+        shown = {"dataset": self.name_dataset(figures["figure1_dataset"]), "canary": figures["figure1_canary"]}
+        kinds = _unique([*({name: cell[name] for name in shown} for cell in cells), shown])
+        families = {name: kind["family"] for name, kind in self._config["canaries"]["kinds"].items()}
+        optimized = [kind for kind in kinds if families[kind["canary"]] in _config.OPTIMIZED]
+        return {
+            "summary": [{}],
+            "audits": cells,
+            **dict.fromkeys(("scores", "runs", "population"), blocks),
+            "canaries": kinds,
+            "histories": _unique([*optimized, *self.variants()]),
+            "metasmoothness": self.variants(),
+            "trials": self.trials(),
+            "cost": [{}] if any(self.costs().values()) else [],
+        }
+
+    def costs(self) -> dict[str, list[dict[str, str]]]:
+        """Lists the jobs whose cost is compared, by their rule; all cells of a training and kind of any comparison."""
+        found = {
+            (training, kind)
+            for name, chosen in self._config["comparisons"].items()
+            for training in _config.compared_trainings(self._config, name)
+            for kind in chosen["canaries"]
+            if chosen["by"] == "cost"
+        }
+        accuracy = self._config["accuracy"]
+        found |= {(training, accuracy["canary"]) for training in accuracy["trainings"]}
+        cells = [cell for cell in self.cells() if (cell["training"], cell["canary"]) in found]
+        kinds = self._config["canaries"]["kinds"]
+        optimized = [
+            {name: cell[name] for name in ("dataset", "canary")}
+            for cell in cells
+            if kinds[cell["canary"]]["family"] in _config.OPTIMIZED
+        ]
+        blocks = [cell | {"block": str(block)} for cell in cells for block in self.blocks(cell["training"])]
+        return dict(zip(COSTS, (_unique(optimized), blocks, blocks, cells), strict=True))
+
     def settings(self, stage: str, **wildcards: str) -> Settings:
         """All settings that a stage's result depends on.
 
         Args:
           stage: dataset, canaries, metasmoothness, pretrained, models, scores, audits, summary, table1, table2,
-            figure1, figure2, metasmoothness_table, metasmoothness_figure, tan, tan_table or tan_figure.
+            reproduction, figure1, figure2, metasmoothness_table, metasmoothness_figure, tan, tan_table,
+            tan_figure, cost, comparison, comparison_figure, accuracy, accuracy_figure, bundle or report_page.
           **wildcards: Those of its rule.
 
         Returns:
@@ -155,11 +225,11 @@ class Stages:
         kind = self._config["canaries"]["kinds"][canary]
         settings = {
             **self._images(dataset),
-            "num_canaries": self._config["canaries"]["num_canaries"],
-            "kind": kind,
-            "seed": self.seed("canaries", dataset),  # of the source images, which all kinds share
+            "num_canaries": self.num_canaries(canary),
+            "kind": {name: value for name, value in kind.items() if name != "num_canaries"},
+            "seed": self.seed("canaries", dataset),  # of the source images, which kinds of one number share
         }
-        if kind["family"] == "metagradient":
+        if kind["family"] in _config.OPTIMIZED:
             settings["optimization_seed"] = self.seed("optimize", dataset, canary)
         return settings
 
@@ -167,7 +237,7 @@ class Stages:
         kind, chosen = self._config["canaries"]["kinds"][canary], self._config["metasmoothness"]
         return {
             **self._images(dataset),
-            "num_canaries": self._config["canaries"]["num_canaries"],
+            "num_canaries": self.num_canaries(canary),
             "kind": {name: kind[name] for name in ("start", "game", "model", "algorithm", "training")},
             "seed": self.seed("canaries", dataset),
             # The canary kind is no part of these: variants are compared on the same directions, coins and orders.
@@ -249,6 +319,7 @@ class Stages:
     def _table1(self) -> Settings:
         kinds = self._config["canaries"]["kinds"].items()
         objectives = {name: kind["objective"]["name"] for name, kind in kinds if "objective" in kind}
+        objectives |= {name: "gradient_norm" for name, kind in kinds if kind["family"] == _config.GRADIENT_MAX}
         return self._bounds() | {"objectives": objectives}
 
     _table2 = _table1
@@ -257,21 +328,59 @@ class Stages:
         shown = {"score": self._config["tables"]["score"], "protocol": self.protocol("tables", "protocol")}
         return {"inputs": {"summary": self.digest("summary")}, **shown}
 
+    def _reproduction(self) -> Settings:
+        cells = {(cell["dataset"], cell["training"], cell["canary"]) for cell in self.cells()}
+        return self._bounds() | {
+            "published": store.digest(PUBLISHED.read_text(encoding="utf-8")),
+            "setup": [self._described(*cell) for cell in sorted(cells)],
+        }
+
     def _figure1(self) -> Settings:
         figures = self._config["figures"]
         shown = {"dataset": self.name_dataset(figures["figure1_dataset"]), "canary": figures["figure1_canary"]}
         inputs = {"canaries": self.digest("canaries", **shown)}
-        return {"inputs": inputs, "num_shown": figures["figure1_num_shown"]}
+        return {"inputs": inputs, "num_shown": figures["figure1_num_shown"], "style": figure_style()}
 
     def _figure2(self) -> Settings:
-        names = ("dataset", "training", "epsilon", "score", "auditor", "protocol")
+        names = ("dataset", "epsilon", "score", "auditor", "protocol")
         figure = {name: self._config["figures"][f"figure2_{name}"] for name in names}
         figure |= {
+            "training": _config.figure2_trainings(self._config),
             "dataset": self.name_dataset(figure["dataset"]),
             "significance": self._config["significance"],
             "protocol": self.protocol("figures", "figure2_protocol"),
         }
-        return {"inputs": {"summary": self.digest("summary")}, "figure": figure}
+        return {"inputs": {"summary": self.digest("summary")}, "figure": figure, "style": figure_style()}
+
+    def _bundle(self) -> Settings:
+        stages = {"runs": "scores", "population": "scores", "histories": "canaries", "trials": "tan"}
+        listed = self.bundled().items()
+        inputs = {name: [self.digest(stages.get(name, name), **names) for names in all_] for name, all_ in listed}
+        # As text, since the order of its keys is that of cells, and settings are sorted.
+        return {"inputs": inputs, "config": json.dumps(self._config)}
+
+    def _report_page(self) -> Settings:
+        audit, listed = self._config["audit"], self.bundled()
+        stages = {
+            "summary": "summary",
+            **dict.fromkeys(("scores", "runs", "population"), "scores"),
+            "canaries": "canaries",
+        }
+        score = self._config["tables"]["score"]
+        shown = {
+            **{name: self._config[name] for name in ("experiment", "seed", "delta", "significance")},
+            "score": score,
+            "auditor": self._config["figures"]["figure2_auditor"],
+            "protocol": self.protocol("tables", "protocol"),
+        }
+        return {
+            "inputs": {name: [self.digest(stages[name], **each) for each in listed[name]] for name in stages},
+            "blocks": listed["scores"],
+            "kinds": listed["canaries"],
+            "page": shown,
+            "population": score == "rmia",
+            "options": {"gamma": audit["rmia_gamma"], "offline_a": audit["rmia_offline_a"]},
+        }
 
     def _metasmoothness_table(self) -> Settings:
         kinds, variants = self._config["canaries"]["kinds"], self.variants()
@@ -284,7 +393,7 @@ class Stages:
         }
 
     def _metasmoothness_figure(self) -> Settings:
-        return {"inputs": {"table": self.digest("metasmoothness_table")}}
+        return {"inputs": {"table": self.digest("metasmoothness_table")}, "style": figure_style()}
 
     def _trials(self) -> dict[str, Settings]:
         """What each trial is, by the name that its path has; a batch_size of null is the full one."""
@@ -340,7 +449,47 @@ class Stages:
         }
 
     def _tan_figure(self) -> Settings:
-        return {"inputs": {"table": self.digest("tan_table")}}
+        return {"inputs": {"table": self.digest("tan_table")}, "style": figure_style()}
+
+    def _cost(self) -> Settings:
+        stages = dict(zip(COSTS, ("canaries", "models", "scores", "audits"), strict=True))
+        jobs = self.costs()
+        return {
+            "inputs": {rule: [self.digest(stages[rule], **job) for job in jobs[rule]] for rule in COSTS},
+            "jobs": jobs,
+        }
+
+    def _comparison(self, comparison: str) -> Settings:
+        chosen, trainings = self._config["comparisons"][comparison], self._config["trainings"]
+        names = _config.compared_trainings(self._config, comparison)
+        inputs = {"summary": self.digest("summary")} | ({"cost": self.digest("cost")} if chosen["by"] == "cost" else {})
+        return {
+            "inputs": inputs,
+            "kinds": _config.compared_kinds(self._config, comparison),
+            "order": [chosen["canaries"], names],  # of mappings it is lost
+            "trainings": {name: {"model": trainings[name]["model"]} for name in names},
+            "by": chosen["by"],
+            "auditor": chosen["auditor"],
+            "score": self._config["tables"]["score"],
+            "protocol": self.protocol("tables", "protocol"),
+        }
+
+    def _accuracy(self) -> Settings:
+        chosen, trainings = self._config["accuracy"], self._config["trainings"]
+        return {
+            "inputs": {"summary": self.digest("summary"), "cost": self.digest("cost")},
+            "trainings": {
+                name: {key: trainings[name][key] for key in ("model", "options")} for name in chosen["trainings"]
+            },
+            "order": chosen["trainings"],  # of mappings it is lost
+            "canary": chosen["canary"],
+        }
+
+    def _accuracy_figure(self) -> Settings:
+        return {"inputs": {"table": self.digest("accuracy")}, "style": figure_style()}
+
+    def _comparison_figure(self, comparison: str) -> Settings:
+        return {"inputs": {"table": self.digest("comparison", comparison=comparison)}, "style": figure_style()}
 
     def _roles(self, training: str) -> list[tuple[str, int]]:
         """Lists all runs of a training: the role, and the number among the runs of that role."""
@@ -350,6 +499,42 @@ class Stages:
     def _run_seed(self, dataset: str, training: str, epsilon: str, role: str, number: int) -> int:
         """Derives the seed of a run from its number within its role: runs more or less of one role change no other."""
         return self.seed("run" if role == "audited" else f"{role}_run", dataset, training, epsilon, number)
+
+    def _described(self, dataset: str, training: str, canary: str) -> Settings:
+        """Says of a cell, at any epsilon, what `reproduction.compare` compares with published numbers."""
+        recipe, kind = self._config["trainings"][training], self._config["canaries"]["kinds"][canary]
+        name, size, options = self.datasets[dataset], self._config["image_size"], recipe["options"]
+        num_train = self._config["num_train"] or data.SOURCES[name].num_train
+        pretrained = recipe["pretraining"] is not None
+        facts = {
+            "dataset": name,
+            "num_train": num_train,
+            "image_size": size or data.SOURCES[name].image_shape[0],
+            "model": recipe["model"]["name"],
+            "pretraining": self._config["pretrainings"][recipe["pretraining"]]["dataset"] if pretrained else None,
+            "delta": self._config["delta"],
+            "clip_norm": options.get("clip_norm"),
+            "multiplicity": options["augmentation"]["multiplicity"] if recipe["algorithm"] == "dpsgd" else None,
+            "metamodel": kind["model"]["name"] if "model" in kind else None,
+            "start": kind.get("start"),
+            "objective": kind["objective"]["name"] if "objective" in kind else None,
+        }
+        if recipe["algorithm"] == "dpsgd":
+            # Of all but the canaries that are left out, half of them on average.
+            facts["batch_size"] = options["sampling_prob"] * (num_train - self.num_canaries(canary) / 2)
+        else:
+            facts["batch_size"] = options["batch_size"]
+        return {
+            "dataset": dataset,
+            "training": training,
+            "canary": canary,
+            "facts": facts,
+            "matches": {
+                "dataset": data.origin(name),
+                "training": f"{recipe['algorithm']}_finetune" if pretrained else recipe["algorithm"],
+                "canary": kind["family"],
+            },
+        }
 
     def _images(self, dataset: str) -> Settings:
         """Which images are trained on."""

@@ -1,0 +1,251 @@
+"""Tables of comparisons: canary kinds by where they start, how many they are, whose model they were optimised on, cost.
+
+Each joins the bounds of `tables.summarise` with the settings of the kinds; it needs neither JAX nor models.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from metacanary import comparison_cost, comparisons, store, table_formats, tables
+
+COST = ("optimization_seconds", "num_trainings", "num_steps", "audit_seconds", "device")
+GAIN = ("epsilon_gain", "seconds_per_epsilon")
+COLUMNS = (
+    *("by", "dataset", "training", "epsilon", "canary", "line", "value", "metamodel", "audited_model", "own_model"),
+    *("num_runs", "epsilon_mean", "epsilon_low", "epsilon_high", "epsilon_median", "epsilon_pooled"),
+    *("ceiling", "ceiling_pooled", "epsilon_accounted", "auroc_mean", "auroc_low", "auroc_high", "test_accuracy"),
+    *("step", "num_canaries", "game", "adjacency", "assumption", "auditor", "protocol", "score"),
+    *COST,
+    *GAIN,
+)
+_WORDS = {"dataset", "training", "canary", "family", "start", "metamodel", "audited model"}
+_LEGEND = (
+    "ε is the mean over runs of each run's lower bound, ± half of its 95% t interval over runs; pooled is the lower "
+    "bound from the coins of all runs at once, and the ceiling that of an audit whose guesses are all right. Each kind "
+    f"is one optimisation, and ± leaves out how optimisations vary. {table_formats.NO_VALUE}: no value."
+)
+_COST_LEGEND = (
+    "jobs' wall time on one such device, a thread each on CPUs. Steps are those of the optimisation's trainings, each "
+    "counted once, however often replay repeats it; the audit is training, scoring and bounds of all runs of the row. "
+    "Minutes per ε are those of the optimisation for each unit of mean ε over random canaries."
+)
+_MEANING = {
+    "start": "Canaries by where their pixels start, as they are and optimised from there.",
+    "num_canaries": "Canaries by their number. More coins raise the ceiling and tighten the bound: compare AUROCs too.",
+    "model": "Canaries optimised on one model (rows), audited on others (columns): ε, and AUROC in brackets. A star is "
+    "a training of the model that the canaries were optimised on.",
+    "cost": "What optimisation costs beside the audit, and what it buys.",
+}
+
+
+def collect(
+    frame: pd.DataFrame,
+    kinds: Mapping[str, comparisons.Kind],
+    trainings: Mapping[str, Mapping[str, Any]],
+    *,
+    by: str,
+    auditor: str,
+    protocol: str,
+    score: str,
+    costs: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Compares canary kinds at the last step of every training.
+
+    Args:
+      frame: summary/epsilon.csv.
+      kinds: Settings of the kinds that are compared, as `comparisons.points` takes them.
+      trainings: Of each training that is compared its model, name and options.
+      by: One of `comparisons.BY`.
+      auditor, protocol, score: As of `tables.summarise`.
+      costs: From `comparison_cost.table`, of all optimisations and cells; for by="cost" alone.
+
+    Returns:
+      One row per dataset, training, target epsilon and kind, with the columns `COLUMNS`; docs/output.md says what each
+      means. Values of `COST` and `GAIN` are missing if `by` is another; `epsilon_gain` is over the kind of family
+      `comparisons.BASELINE`, and `seconds_per_epsilon` is missing where it is not positive.
+
+    Raises:
+      ValueError: As `comparisons.points` and `tables.summarise`, and if the frame lacks a kind or training.
+    """
+    points = comparisons.points(kinds, by)
+    summary = tables.summarise(frame, auditor=auditor, protocol=protocol, score=score)
+    rows = summary[summary["canary"].isin(points) & summary["training"].isin(trainings) & (summary["num_runs"] > 0)]
+    _require_all(rows, points, trainings)
+    order = {name: place for place, name in enumerate(_in_order(points, by))}
+    cells = rows.groupby(tables.SETTING, sort=False).ngroup()
+    rows = rows.assign(_cell=cells, _kind=rows["canary"].map(order)).sort_values(["_cell", "_kind"], ignore_index=True)
+    models = {f"kind {name}": kind["model"] for name, kind in kinds.items() if "model" in kind}
+    models |= {f"training {name}": training["model"] for name, training in trainings.items()}
+    texts = comparisons.model_texts(models)
+    rows = rows.assign(
+        by=by,
+        line=[points[name][0] for name in rows["canary"]],
+        value=[points[name][1] for name in rows["canary"]],
+        metamodel=rows["canary"].map(lambda name: texts.get(f"kind {name}")),
+        audited_model=[texts[f"training {name}"] for name in rows["training"]],
+        own_model=[
+            comparisons.same_model(models.get(f"kind {kind}"), models[f"training {training}"])
+            for kind, training in zip(rows["canary"], rows["training"], strict=True)
+        ],
+        num_canaries=[kinds[name]["num_canaries"] for name in rows["canary"]],
+    )
+    if by == "cost" and costs is not None:
+        rows = _with_costs(rows, kinds, costs)
+    return rows.reindex(columns=list(COLUMNS))
+
+
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """Turns a table from `collect` into the text of its cells: by model a matrix, otherwise a line for each row."""
+    by = table["by"].iloc[0]
+    if by == "model":
+        return _matrix(table)
+    cells = {"dataset": list(table["dataset"])} if table["dataset"].nunique() > 1 else {}
+    cells |= {"training": list(table["training"]), "target\nε": [_number(v, "g") for v in table["epsilon"]]}
+    cells |= {"canary": list(table["canary"])}
+    if by == "start":
+        cells |= {"start": list(table["value"]), "family": list(table["line"])}
+    if by == "num_canaries":
+        cells |= {"family": list(table["line"]), "canaries": [str(value) for value in table["value"]]}
+    if by == "cost":
+        cells |= _printed_costs(table)
+    cells |= {"runs": [str(count) for count in table["num_runs"]], "ε\nmean": _plus_minus(table, "epsilon", 2)}
+    cells |= {"ε\npooled": [_number(value, ".2f") for value in table["epsilon_pooled"]]}
+    if by == "cost":
+        cells |= {"ε over\nrandom": [_number(value, ".2f") for value in table["epsilon_gain"]]}
+        cells |= {"minutes\nper ε": _minutes(table["seconds_per_epsilon"])}
+    ceilings = zip(table["ceiling"], table["ceiling_pooled"], strict=True)
+    cells |= {"ceiling\n(pooled)": [f"{_number(one, '.2f')} ({_number(all_, '.2f')})" for one, all_ in ceilings]}
+    cells |= {"accounted\nε": [_number(value, ".2f") for value in table["epsilon_accounted"]]}
+    cells |= {"AUROC\nmean": _plus_minus(table, "auroc", 3)}
+    cells |= {"test\naccuracy": [f"{100 * value:.1f}%" for value in table["test_accuracy"]]}
+    return pd.DataFrame(cells, dtype=object)
+
+
+def note(table: pd.DataFrame) -> str:
+    """Says what is compared, what all rows share, and how to read the numbers."""
+    first = table.iloc[0]
+    auditor = table_formats.AUDITORS.get(first["auditor"], first["auditor"])
+    words = [f"auditor {auditor}", *(f"{name} {first[name]}" for name in ("protocol", "score"))]
+    for name in ("dataset", "game", "assumption"):
+        if table[name].nunique() == 1:
+            words.append(f"{name} {first[name]}")
+    if first["by"] != "num_canaries" and table["num_canaries"].nunique() == 1:
+        words.append(f"canaries {first['num_canaries']}")
+    runs = sorted(table["num_runs"].unique())
+    words.append(f"runs {runs[0]}" if len(runs) == 1 else f"runs {runs[0]} to {runs[-1]}")
+    meaning = _MEANING[first["by"]]
+    if first["by"] == "cost" and table["device"].notna().any():
+        meaning += f" Minutes of {table['device'].dropna().iloc[0]}: {_COST_LEGEND}"
+    return f"{meaning} At the last step: {', '.join(words)}. {_LEGEND}"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Writes the table as an aligned Markdown table under its note."""
+    return table_formats.markdown_table(f"**Comparison by {_name(table)}.** {note(table)}", printed(table), _WORDS)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Writes the table as `table_formats.latex_table` does; trainings are set apart."""
+    label = f"tab:comparison-{table['by'].iloc[0]}".replace("_", "-")
+    by_cell = table["by"].iloc[0] != "model"
+    groups = table[tables.SETTING].to_numpy().tolist() if by_cell else None
+    return table_formats.latex_table(printed(table), _WORDS, caption=note(table), label=label, groups=groups)
+
+
+def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, Any]) -> None:
+    """Writes the table to files as `table_formats.write` does, in these forms."""
+    table_formats.write(table, *paths, provenance=provenance, markdown=markdown, latex=latex)
+
+
+def column_names(table: pd.DataFrame) -> list[str]:
+    """Names the columns of the matrix: each training with its target epsilon and, over a line break, its model."""
+    cells = table.drop_duplicates(["training", "epsilon"])[["training", "epsilon", "audited_model"]]
+    return [
+        f"{training}{'' if np.isinf(epsilon) else f' ε {epsilon:g}'}\n{model}"
+        for training, epsilon, model in cells.itertuples(index=False)
+    ]
+
+
+def _in_order(points: Mapping[str, tuple[str, str | int]], by: str) -> list[str]:
+    """Sorts kinds as they are shown: as listed, numbers of canaries upwards within their line."""
+    if by != "num_canaries":
+        return list(points)
+    lines = list(dict.fromkeys(line for line, _ in points.values()))
+    return sorted(points, key=lambda name: (lines.index(points[name][0]), points[name][1]))
+
+
+def _require_all(rows: pd.DataFrame, kinds: Mapping[str, Any], trainings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless every training has every kind."""
+    for training in trainings:
+        found = set(rows.loc[rows["training"] == training, "canary"])
+        if missing := [name for name in kinds if name not in found]:
+            raise ValueError(f"frame lacks canaries {missing} in training {training!r}, expected audits of all of them")
+
+
+def _with_costs(rows: pd.DataFrame, kinds: Mapping[str, comparisons.Kind], costs: pd.DataFrame) -> pd.DataFrame:
+    """Adds what was spent and what it gained over the baseline of the same cell."""
+    spent, audited = comparison_cost.optimizations(costs), comparison_cost.audits(costs)
+    spent = spent.rename(columns={"seconds": "optimization_seconds"})
+    rows = rows.join(spent, on=["dataset", "canary"])
+    plain = ~rows["canary"].map(lambda name: "model" in kinds[name])
+    rows.loc[plain, list(spent.columns)] = 0
+    rows = rows.join(audited["seconds"].rename("audit_seconds"), on=list(comparison_cost.CELL))
+    rows = rows.assign(device=" and ".join(comparison_cost.devices(costs)))
+    baseline = rows["canary"].map(lambda name: kinds[name]["family"] == comparisons.BASELINE)
+    base = rows[baseline].set_index(tables.SETTING)["epsilon_mean"]
+    gain = rows["epsilon_mean"] - base.loc[pd.MultiIndex.from_frame(rows[tables.SETTING])].to_numpy()
+    paid = (gain > 0) & (rows["optimization_seconds"] > 0)
+    return rows.assign(
+        epsilon_gain=gain.mask(baseline), seconds_per_epsilon=(rows["optimization_seconds"] / gain).where(paid)
+    )
+
+
+def _matrix(table: pd.DataFrame) -> pd.DataFrame:
+    """The text of a comparison by model: a row per kind, a column per training."""
+    several = table["dataset"].nunique() > 1
+    headers, found = column_names(table), []
+    for (dataset, kind), rows in table.groupby(["dataset", "canary"], sort=False):
+        first = rows.iloc[0]
+        names = ({"dataset": dataset} if several else {}) | {"canary": kind}
+        pairs = zip(rows["epsilon_mean"], rows["auroc_mean"], rows["own_model"], strict=True)
+        cells = [f"{_number(e, '.2f')} ({_number(a, '.3f')}){' *' if own else ''}" for e, a, own in pairs]
+        own = table_formats.NO_VALUE if pd.isna(first["metamodel"]) else first["metamodel"]
+        found.append({**names, "metamodel": own, **dict(zip(headers, cells, strict=True))})
+    return pd.DataFrame(found, dtype=object)
+
+
+def _printed_costs(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The text of what was spent."""
+    return {
+        "optimisation,\nminutes": _minutes(table["optimization_seconds"]),
+        "its\ntrainings": [_number(value, ",.0f") for value in table["num_trainings"]],
+        "their\nsteps": [_number(value, ",.0f") for value in table["num_steps"]],
+        "audit,\nminutes": _minutes(table["audit_seconds"]),
+    }
+
+
+def _minutes(seconds: pd.Series) -> list[str]:
+    """Writes seconds as minutes."""
+    return [_number(value / 60, ".1f") for value in seconds]
+
+
+def _plus_minus(table: pd.DataFrame, name: str, digits: int) -> list[str]:
+    """Writes means with half of their intervals, where they have one."""
+    halves = table[f"{name}_high"] - table[f"{name}_mean"]
+    means = [_number(value, f".{digits}f") for value in table[f"{name}_mean"]]
+    return [m if pd.isna(h) else f"{m} ± {h:.{digits}f}" for m, h in zip(means, halves, strict=True)]
+
+
+def _number(value: float, form: str) -> str:
+    """Writes a number."""
+    if pd.isna(value):
+        return table_formats.NO_VALUE
+    return "∞" if value == float("inf") else f"{value:{form}}"
+
+
+def _name(table: pd.DataFrame) -> str:
+    """Says in a word what is compared."""
+    return {"num_canaries": "number of canaries"}.get(table["by"].iloc[0], table["by"].iloc[0])
