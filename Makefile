@@ -123,6 +123,7 @@ bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients besid
 
 bench-dpsgd: $(BENCH_STAMP)  ## examples per second and memory of a DP-SGD step beside its peers
 	$(BENCH)/python -m benchmarks.dpsgd
+	$(BENCH)/python -m benchmarks.ghost_norms
 	$(BENCH)/python -m benchmarks.tables
 
 bench-audits: $(BENCH_STAMP)  ## level, power and seconds of bounds on epsilon beside their peers, an hour

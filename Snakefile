@@ -22,6 +22,7 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/comparisons.smk"
 include: "workflow/rules/accuracy.smk"
+include: "workflow/rules/ledger.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/bundle.smk"
 
@@ -38,7 +39,8 @@ rule all:
 
 # Named targets: canaries, models, audits, bundle, tables, table1, table2, figures, figure1, figure2; metasmoothness if
 # the config lists variants for it, pretrained if it has pretrainings, tan if it names a training to search settings for,
-# comparisons and comparison_NAME for each that it has, accuracy if it names trainings for it.
+# comparisons and comparison_NAME for each that it has, accuracy and ledger if it names trainings
+# for them.
 for target, files in TARGETS.items():
 
     rule:

@@ -16,6 +16,7 @@ from benchmarks import (
     data_loading,
     dpsgd,
     dpsgd_tables,
+    ghost_norms,
     metagradient,
     paper_cost,
     step_vjp,
@@ -140,6 +141,7 @@ def main() -> None:
     audits = [pd.read_csv(module.RESULTS) for module in (calibration, audit_peers, audit_speed)]
     others = {"data_loading": loading(pd.read_csv(data_loading.RESULTS))}
     others |= {"dpsgd": dpsgd_tables.steps(pd.read_csv(dpsgd.RESULTS))}
+    others |= {"ghost_norms": ghost_norms.table(pd.read_csv(ghost_norms.RESULTS))}
     for path, generated in (
         (README, sections(*results) | audit_sections(*audits[:2]) | others),
         (GUIDE, {"cost": cost(results[0])}),

@@ -12,17 +12,17 @@ import pandas as pd
 from metacanary import comparison_cost, store, table_formats, tables
 
 COLUMNS = (
-    *("dataset", "training", "epsilon", "change", "num_steps", "sampling_prob", "multiplicity", "num_runs"),
+    *("dataset", "training", "epsilon", "canary", "change", "num_steps", "sampling_prob", "multiplicity", "num_runs"),
     *("accuracy_mean", "accuracy_low", "accuracy_high", "accuracy_std"),
     *("epsilon_accounted", "epsilon_accounted_rdp", "seconds_per_run"),
 )
 _KEYS = ["dataset", "training", "epsilon"]
 _WORDS = {"dataset", "training", "change"}
 _LEGEND = (
-    "Accuracy on the test images at the last step: the mean over runs, ± half of its 95% t interval. Runs of one "
-    "number share their coins, so that recipes are compared on the same draws. Half of the canaries, images as they "
-    "are, are part of the training set. Seconds are the wall time of a run, compilation shared among those of a job. "
-    "Each line says what differs from the first."
+    "Accuracy on the test images at the last step: the mean over runs, ± half of its 95% t interval. Each training and "
+    "epsilon has draws of its own. Half of the canaries are part of each training set. Seconds are the wall time of a "
+    "run, compilation shared among those of a job, in the job's last attempt. Each line says what differs from the "
+    "first."
 )
 
 
@@ -61,6 +61,7 @@ def collect(
     ).reset_index()
     options = {name: training["options"] for name, training in trainings.items()}
     table = table.assign(
+        canary=canary,
         change=table["training"].map(changes(trainings)),
         num_steps=table["training"].map(lambda name: options[name]["num_steps"]),
         sampling_prob=table["training"].map(lambda name: options[name].get("sampling_prob")),
@@ -74,11 +75,17 @@ def collect(
 
 
 def changes(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Says of each training which settings of model and options differ from the first one's, "" of the first."""
+    """Says of each training which settings of model and options differ from the first one's, "" of the first.
+
+    Of one that is private where the first is not, or the other way round, it says that alone.
+    """
     settings = {name: _flat({"model": t["model"], **t["options"]}) for name, t in trainings.items()}
     first = next(iter(settings.values()))
     found = {}
     for name, own in settings.items():
+        if ("sampling_prob" in own) != ("sampling_prob" in first):
+            found[name] = "DP-SGD" if "sampling_prob" in own else "SGD without privacy"
+            continue
         differing = [key for key in sorted({*first, *own}) if first.get(key) != own.get(key)]
         found[name] = ", ".join(f"{_short(key)} {_text(own.get(key))}" for key in differing)
     return found
@@ -106,8 +113,9 @@ def note(table: pd.DataFrame) -> str:
     """Says what all rows share, and how to read the numbers."""
     runs = sorted(table["num_runs"].unique())
     words = f"{runs[0]} runs" if len(runs) == 1 else f"{runs[0]} to {runs[-1]} runs"
+    canaries = f"canaries {table['canary'].iloc[0]}, "
     datasets = f"dataset {table['dataset'].iloc[0]}, " if table["dataset"].nunique() == 1 else ""
-    return f"{datasets}{words} of each. {_LEGEND} {table_formats.NO_VALUE}: no value."
+    return f"{datasets}{canaries}{words} of each. {_LEGEND} {table_formats.NO_VALUE}: no value."
 
 
 def markdown(table: pd.DataFrame) -> str:

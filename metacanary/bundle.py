@@ -21,10 +21,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from metacanary import bundle_audits, bundle_layout, bundle_package, bundle_rows, datasheet, parquet, store
+from metacanary import (
+    bundle_audits,
+    bundle_layout,
+    bundle_package,
+    bundle_provenance,
+    bundle_rows,
+    datasheet,
+    parquet,
+    store,
+)
 from metacanary.bundle_layout import CONFIG, DATASHEET, DENSE, EXTRAS, PACKAGE, PROVENANCE, SUMS, Cell, inside, types
-
-_SUMMARY = "summary/epsilon.csv"
+from metacanary.bundle_provenance import SUMMARY
 
 
 def write(
@@ -34,62 +42,57 @@ def write(
 
     Args:
       results: The results_dir of a finished workflow; its models are not needed.
-      folder: The bundle; new, empty, or with no files but what is written over.
+      folder: The bundle; new, empty, or with a bundle of the same files, which is written over.
       config: The config of the workflow, complete, which is put into the bundle as it is.
       also: Further results, relative to `results`: the canaries.npz of kinds that no cell has, and CSV files.
 
     Raises:
       FileNotFoundError: If a result is missing.
       ValueError: If results were made with different configs, or would not be restored byte for byte, or the folder
-        holds something else.
+        holds a file that the checksums of no such bundle list.
 
     Guarantees:
-      `restore` gives back every file byte for byte; that is tried before the checksums are left in the folder.
+      `restore` gives back every file byte for byte; that is tried, and no file is left in the folder if it fails.
+      Nothing in the folder is touched before all of it is known to be a bundle, and results to be of one config.
       The bytes of the bundle are a function of the results, the config and the versions of metacanary and pyarrow.
     """
     results, folder = Path(results), Path(folder)
     extras = [name for name in also if not name.endswith(".npz")]
-    _require_unused(folder, extras)
-    made: dict[str, dict[str, Any]] = {}
-    audits = store.read_csv(results / _SUMMARY)
-    cells = _cells(results, audits, made)
-    kinds = dict.fromkeys(f"canaries/{cell.dataset}/{cell.canary}/canaries.npz" for cell in cells)
-    kinds |= dict.fromkeys(name for name in also if name.endswith(".npz"))
-    inserted = {name: _read_canaries(results, name, made) for name in kinds}
-    frames: dict[str, Iterator[pd.DataFrame]] = {
-        "audits": iter([audits]),
-        "canaries": (bundle_rows.canary_rows(name, arrays) for name, arrays in inserted.items()),
-        "population": (bundle_rows.population_rows(results, cell) for cell in cells),
-        "runs": (bundle_rows.run_rows(results, cell) for cell in cells),
-        "scores": (bundle_rows.score_rows(results, cell) for cell in cells),
-    }
-    rows = {
-        name: parquet.write(folder / f"{name}.parquet", parts, types(name), dense=DENSE.get(name, ()))
-        for name, parts in frames.items()
-    }
-    for name in extras:
-        made[name] = store.read_provenance(results / name)
-        with store.atomic(inside(folder, f"{EXTRAS}/{name}")) as file:
-            file.write((results / name).read_bytes())
-    # Keys in their order, which is that of cells.
-    store.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    store.write_json(folder / PROVENANCE, _grouped(made))
-    package = bundle_package.describe(
-        folder,
-        rows=rows,
-        cells=cells,
-        shapes={name: arrays["images"].shape[1:] for name, arrays in inserted.items()},
-        extras=extras,
-        provenance=made,
-        experiment=str(config.get("experiment", results.name)),
-    )
-    store.write_json(folder / PACKAGE, package)
-    store.write_text(folder / DATASHEET, datasheet.text(package, cells, made, _counts(folder, cells)))
-    bundle_package.write_sums(folder)
+    names = [*bundle_layout.FILES, *(f"{EXTRAS}/{name}" for name in extras)]
+    _require_own(folder, names)
+    audits = store.read_csv(results / SUMMARY)
+    cells, made = bundle_provenance.chained(results, audits)
+    inserted: dict[str, dict[str, np.ndarray]] = {}
+    for name in dict.fromkeys([*map(bundle_provenance.canary_file, cells), *also]):
+        if name in extras:
+            made[name] = store.read_provenance(results / name)
+        else:
+            inserted[name], made[name] = store.read_npz(results / name)
+    (folder / SUMS).unlink(missing_ok=True)  # while files are written there is no whole bundle
     try:
+        rows = _write_tables(results, folder, audits, inserted, cells)
+        for name in extras:
+            with store.atomic(inside(folder, f"{EXTRAS}/{name}")) as file:
+                file.write((results / name).read_bytes())
+        # Keys in their order, which is that of cells.
+        store.write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        store.write_json(folder / PROVENANCE, bundle_provenance.grouped(made))
+        package = bundle_package.describe(
+            folder,
+            rows=rows,
+            cells=cells,
+            shapes={name: arrays["images"].shape[1:] for name, arrays in inserted.items()},
+            extras=extras,
+            provenance=made,
+            experiment=str(config.get("experiment", results.name)),
+        )
+        store.write_json(folder / PACKAGE, package)
+        store.write_text(folder / DATASHEET, datasheet.text(package, cells, made, _counts(folder, cells)))
+        bundle_package.write_sums(folder)
         _require_restorable(folder, results)
     except BaseException:
-        (folder / SUMS).unlink()
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
         raise
 
 
@@ -125,11 +128,13 @@ def check(folder: store.PathLike, *, progress: bool = False) -> str:
       What was found, a line.
 
     Raises:
-      ValueError: As `verify`, and for the first audit that is not what the scores give.
+      ValueError: As `verify`, and for the first audit that is not what the scores give, is of no cell, or was made with
+        other settings than its provenance says.
     """
     folder = Path(folder)
-    _, cells = verify(folder)
-    audits, largest = bundle_rows.audits(folder), 0.0
+    package, cells = verify(folder)
+    bundle_provenance.read(folder, package, cells)
+    audits, largest = bundle_rows.audits(folder, cells), 0.0
     total = sum(bundle_audits.count(bundle_rows.runs(folder, cell), cell) for cell in cells)
     with tqdm(total=total, unit="audit", desc="audit", disable=not progress, file=sys.stderr) as bar:
         for cell in cells:
@@ -159,7 +164,8 @@ def restore(folder: store.PathLike, results: store.PathLike) -> None:
     package, cells = verify(folder)
     if results.exists() and any(results.iterdir()):
         raise ValueError(f"results: {str(results)!r} is not empty, expected a new or an empty folder")
-    made = _read_provenance(folder, package, cells)
+    made = bundle_provenance.read(folder, package, cells)
+    audits = bundle_rows.audits(folder, cells)
     rows = parquet.read(folder / "canaries.parquet", types("canaries"))
     for name, shape in package["metacanary"]["image_shapes"].items():
         store.write_npz(inside(results, name), bundle_rows.canary_arrays(rows, name, shape), made[name])
@@ -168,67 +174,35 @@ def restore(folder: store.PathLike, results: store.PathLike) -> None:
     _restore_extras(folder, results, [name for name in extras if name not in summaries], made)
     for cell in cells:
         _restore_scores(folder, results, cell, made)
-    audits = bundle_rows.audits(folder)
     for cell in cells:
-        name = f"audits/{cell.path}/epsilon.csv"
+        name = bundle_provenance.audit_file(cell)
         store.write_csv(results / name, bundle_rows.of_cell(audits, cell), made[name])
     # As a table of CSV files is read: whole numbers only if no cell has another epsilon.
     whole = all(cell.epsilon.isdigit() for cell in cells)
     table = audits.astype({"epsilon": "int64"}) if whole else audits
-    store.write_csv(results / _SUMMARY, table, made[_SUMMARY])
+    store.write_csv(results / SUMMARY, table, made[SUMMARY])
     _restore_extras(folder, results, summaries, made)
 
 
-def _cells(results: Path, audits: pd.DataFrame, made: dict[str, dict[str, Any]]) -> list[Cell]:
-    """The cells of the summary, with the provenance of their files, which must be chained to that of the summary."""
-    made[_SUMMARY] = store.read_provenance(results / _SUMMARY)
-    rows = audits[["dataset", "canary", "training", "epsilon"]].drop_duplicates().astype(str).to_dict("records")
-    collected = _inputs(made[_SUMMARY], "audits")
-    if len(rows) != len(collected):
-        raise ValueError(f"path={str(results / _SUMMARY)!r} has {len(rows)} cells, expected {len(collected)}")
-    cells = []
-    for row, digest in zip(rows, collected, strict=True):
-        names = {str(name): value for name, value in row.items()} | {"epsilon": f"{float(row['epsilon']):g}"}
-        path = f"audits/{Cell(**names, num_blocks=0, audit={}).path}/epsilon.csv"
-        made[path] = store.read_provenance(results / path)
-        store.require_config(results / path, made[path], digest)
-        scored = _inputs(made[path], "scores")
-        cell = Cell(**names, num_blocks=len(scored), audit=made[path]["settings"]["audit"])
-        for block, digest_of_block in enumerate(scored):
-            for name in bundle_rows.block_files(cell, block):
-                made[name] = store.read_provenance(results / name)
-                store.require_config(results / name, made[name], digest_of_block)
-        cells.append(cell)
-    return cells
-
-
-def _inputs(provenance: Mapping[str, Any], name: str) -> list[str]:
-    """Digests of the settings of a result's inputs of one name."""
-    try:
-        return provenance["settings"]["inputs"][name]
-    except KeyError:
-        raise ValueError(
-            f"provenance lacks settings.inputs.{name}, expected that of a result of the workflow"
-        ) from None
-
-
-def _read_provenance(folder: Path, package: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
-    """The provenance of every result that is restored, by path."""
-    entries = store.read_json(folder / PROVENANCE)
-    made = {name: entry["provenance"] for entry in entries for name in entry["files"]}
-    own = package["metacanary"]
-    needed = [_SUMMARY, *own["image_shapes"], *own["extras"], *(f"audits/{cell.path}/epsilon.csv" for cell in cells)]
-    for cell in cells:
-        needed += [name for block in range(cell.num_blocks) for name in bundle_rows.block_files(cell, block)]
-    if missing := [name for name in needed if name not in made]:
-        raise ValueError(f"path={str(folder / PROVENANCE)!r} lacks {missing[0]}, expected all results of the bundle")
-    return made
-
-
-def _read_canaries(results: Path, name: str, made: dict[str, dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of a canaries.npz."""
-    arrays, made[name] = store.read_npz(results / name)
-    return arrays
+def _write_tables(
+    results: Path,
+    folder: Path,
+    audits: pd.DataFrame,
+    inserted: Mapping[str, Mapping[str, np.ndarray]],
+    cells: Sequence[Cell],
+) -> dict[str, int]:
+    """Writes all Parquet files; returns how many rows each has."""
+    frames: dict[str, Iterator[pd.DataFrame]] = {
+        "audits": iter([audits]),
+        "canaries": (bundle_rows.canary_rows(name, arrays) for name, arrays in inserted.items()),
+        "population": (bundle_rows.population_rows(results, cell) for cell in cells),
+        "runs": (bundle_rows.run_rows(results, cell) for cell in cells),
+        "scores": (bundle_rows.score_rows(results, cell) for cell in cells),
+    }
+    return {
+        name: parquet.write(folder / f"{name}.parquet", parts, types(name), dense=DENSE.get(name, ()))
+        for name, parts in frames.items()
+    }
 
 
 def _restore_scores(folder: Path, results: Path, cell: Cell, made: Mapping[str, dict[str, Any]]) -> None:
@@ -252,14 +226,6 @@ def _restore_extras(folder: Path, results: Path, names: Sequence[str], made: Map
             file.write(inside(folder, f"{EXTRAS}/{name}").read_bytes())
 
 
-def _grouped(made: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Provenances with all files that have them: a job's files share theirs."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, provenance in sorted(made.items()):
-        groups.setdefault(store.digest(provenance), {"files": [], "provenance": provenance})["files"].append(name)
-    return list(groups.values())
-
-
 def _counts(folder: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     """Runs by role, snapshots and canaries of each cell, for the data sheet."""
     rows = []
@@ -274,12 +240,17 @@ def _counts(folder: Path, cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _require_unused(folder: Path, extras: Sequence[str]) -> None:
-    """Raises ValueError if the folder holds files that a bundle does not have."""
-    (folder / SUMS).unlink(missing_ok=True)  # while files are written there is no whole bundle
-    known = {*bundle_layout.FILES, *(f"{EXTRAS}/{name}" for name in extras)}
-    if foreign := [name for name in bundle_package.files(folder) if name not in known]:
+def _require_own(folder: Path, names: Sequence[str]) -> None:
+    """Raises ValueError if the folder holds files that are not those of this bundle, written before."""
+    for name in names:
+        inside(folder, name)
+    listed, present = bundle_package.listed(folder), bundle_package.files(folder)
+    if foreign := [name for name in [*present, *listed] if name not in names]:
         raise ValueError(f"folder: {str(folder)!r} holds {foreign[0]}, which this bundle has not; delete it first")
+    if foreign := [name for name in present if name not in {*listed, SUMS}]:
+        raise ValueError(
+            f"folder: {str(folder)!r} holds {foreign[0]}, which no {SUMS} lists, expected an empty folder or a bundle"
+        )
 
 
 def _require_restorable(folder: Path, results: Path) -> None:

@@ -15,10 +15,34 @@ TOLERANCE = 1e-9
 """Of floats, relative: other processors and versions of SciPy may round the last digits differently."""
 
 
+def settings(cell: Cell) -> summary.Settings:
+    """Takes the settings of a cell's audits, which a file holds that anyone may have written.
+
+    Args:
+      cell: The cell.
+
+    Returns:
+      The settings.
+
+    Raises:
+      ValueError: If one is missing, unknown, or of another type than the audits take.
+    """
+    try:
+        found = summary.Settings(**cell.audit)
+    except TypeError as error:
+        raise ValueError(
+            f"audit of {cell.path}: got {dict(cell.audit)}, expected settings of audits: {error}"
+        ) from None
+    for name, value in cell.audit.items():
+        if not _fits(name, value):
+            raise ValueError(f"audit.{name} of {cell.path}: got {value!r}, expected a setting of audits")
+    return found
+
+
 def count(runs: pd.DataFrame, cell: Cell) -> int:
     """How often `recompute` calls `on_audit`."""
-    settings = summary.Settings(**cell.audit)
-    return runs["step"].nunique() * len(settings.scores) * len(settings.protocols)
+    chosen = settings(cell)
+    return runs["step"].nunique() * len(chosen.scores) * len(chosen.protocols)
 
 
 def recompute(
@@ -41,9 +65,8 @@ def recompute(
     Returns:
       As `summary.epsilon_table`.
     """
-    settings = summary.Settings(**cell.audit)
     options: dict[str, Any] = {"population": population, "on_audit": on_audit}
-    return summary.epsilon_table(scores, runs, settings, cell=cell.names, **options)
+    return summary.epsilon_table(scores, runs, settings(cell), cell=cell.names, **options)
 
 
 def compare(audits: pd.DataFrame, recomputed: pd.DataFrame, cell: Cell) -> float:
@@ -77,6 +100,18 @@ def compare(audits: pd.DataFrame, recomputed: pd.DataFrame, cell: Cell) -> float
             where = claimed.loc[row, list(summary.KEYS)].to_dict()
             raise ValueError(f"audits: {name} is {one[row]} at {where}, expected {other[row]} from the scores")
     return largest
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a setting of audits has its type."""
+    if value is None:
+        return name in ("grid", "sampling_prob")
+    if name in ("game", "accountant"):
+        return isinstance(value, str)
+    kind: Any = str if name in ("scores", "auditors", "protocols") else int | float
+    if name in ("scores", "auditors", "protocols", "grid"):
+        return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+    return isinstance(value, kind)
 
 
 def _relative(one: np.ndarray, other: np.ndarray) -> np.ndarray:

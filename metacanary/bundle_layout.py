@@ -117,6 +117,7 @@ class Cell:
             _require(_NAME.fullmatch(str(getattr(self, name))), name, getattr(self, name), "a name without slashes")
         _require(_EPSILON.fullmatch(str(self.epsilon)), "epsilon", self.epsilon, "a number or inf")
         _require(isinstance(self.num_blocks, int), "num_blocks", self.num_blocks, "a whole number")
+        _require(isinstance(self.audit, Mapping), "audit", self.audit, "a mapping")
 
     @property
     def path(self) -> str:

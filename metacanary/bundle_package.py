@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import metacanary
-from metacanary import data, store
+from metacanary import bundle_audits, data, store
 from metacanary.bundle_layout import CONFIG, EXTRAS, PACKAGE, PROVENANCE, SUMS, TABLES, VERSION, Cell, inside
 
 _FIELD_TYPES = {"string": "string", "integer": "integer", "number": "number", "numbers": "array", "pixels": "array"}
@@ -73,7 +73,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
       What it holds, and the cells.
 
     Raises:
-      ValueError: If it is no bundle's, of an unknown version, or names something outside of a folder.
+      ValueError: If it is no bundle's, of an unknown version, has no cells, one twice or one with unknown settings of
+        its audits, or names something outside of a folder.
     """
     try:
         package = store.read_json(folder / PACKAGE)
@@ -84,8 +85,15 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
                 f"{metacanary.__version__}, expects {VERSION}"
             )
         cells = [Cell(**cell) for cell in own["cells"]]
+        for cell in cells:
+            bundle_audits.settings(cell)
+        if not cells or len({tuple(cell.values.values()) for cell in cells}) < len(cells):
+            raise ValueError(f"cells: got {[cell.path for cell in cells]}, expected one or more, each once")
         for name in [*own["extras"], *own["image_shapes"]]:
             inside(folder, name)
+        for name, shape in own["image_shapes"].items():
+            if len(shape) != 3 or not all(isinstance(size, int) for size in shape):
+                raise ValueError(f"image_shapes: got {shape!r} for {name}, expected height, width and channels")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path={str(folder / PACKAGE)!r} is not that of a bundle: {error}") from error
     return package, cells
@@ -95,6 +103,13 @@ def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS, for `sha256sum -c`, of all files."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in files(folder) if name != SUMS]
     store.write_text(folder / SUMS, "".join(lines))
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of the files that SHA256SUMS lists; none if it is not there. Raises ValueError if it is no such file."""
+    path = folder / SUMS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [_parsed(line, path)[0] for line in lines]
 
 
 def check_sums(folder: Path) -> None:

@@ -76,9 +76,14 @@ def population_rows(results: Path, cell: Cell) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).assign(**cell.values)
 
 
-def audits(folder: Path) -> pd.DataFrame:
-    """All audits of a bundle."""
-    return parquet.read(folder / "audits.parquet", types("audits"))[list(summary.COLUMNS)]
+def audits(folder: Path, cells: Sequence[Cell]) -> pd.DataFrame:
+    """All audits of a bundle; raises ValueError for those that are of none of its cells."""
+    table = parquet.read(folder / "audits.parquet", types("audits"))[list(summary.COLUMNS)]
+    listed = {tuple(cell.values.values()) for cell in cells}
+    for found in table[["dataset", "canary", "training", "epsilon"]].drop_duplicates().itertuples(index=False):
+        if tuple(found) not in listed:
+            raise ValueError(f"audits: there are rows of {tuple(found)}, expected those of the bundle's cells alone")
+    return table
 
 
 def of_cell(audits: pd.DataFrame, cell: Cell) -> pd.DataFrame:

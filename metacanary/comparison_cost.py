@@ -29,8 +29,8 @@ def job(
 
     Returns:
       A row with the columns `COLUMNS`. Seconds are the wall time of the job's last attempt, or the sum over the history
-      if that is more: it holds those of earlier attempts. Trainings and steps are missing for jobs that train
-      nothing.
+      if that is more: it holds the updates of earlier attempts, but neither the proxies of Gradient Max nor what an
+      attempt lost of the metastep that it was stopped in. Trainings and steps are missing for jobs that train nothing.
     """
     device, seconds = made["device"], float(made["wall_seconds"])
     if history is not None:

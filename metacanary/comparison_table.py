@@ -12,7 +12,7 @@ import pandas as pd
 from metacanary import comparison_cost, comparisons, store, table_formats, tables
 
 COST = ("optimization_seconds", "num_trainings", "num_steps", "audit_seconds", "device")
-GAIN = ("epsilon_gain", "seconds_per_epsilon")
+GAIN = ("epsilon_gain", "epsilon_gain_low", "epsilon_gain_high", "seconds_per_epsilon")
 COLUMNS = (
     *("by", "dataset", "training", "epsilon", "canary", "line", "value", "metamodel", "audited_model", "own_model"),
     *("num_runs", "epsilon_mean", "epsilon_low", "epsilon_high", "epsilon_median", "epsilon_pooled"),
@@ -28,9 +28,12 @@ _LEGEND = (
     f"is one optimisation, and ± leaves out how optimisations vary. {table_formats.NO_VALUE}: no value."
 )
 _COST_LEGEND = (
-    "jobs' wall time on one such device, a thread each on CPUs. Steps are those of the optimisation's trainings, each "
-    "counted once, however often replay repeats it; the audit is training, scoring and bounds of all runs of the row. "
-    "Minutes per ε are those of the optimisation for each unit of mean ε over random canaries."
+    "jobs' wall time on one such device, a thread each on CPUs; of a job that was interrupted that of its last "
+    "attempt, or of an optimisation the sum over its history if that is more, which lacks the proxies of Gradient Max "
+    "and what was lost of a metastep. Steps are those of the optimisation's trainings, each counted once, however "
+    "often replay repeats it; the audit is training, scoring and bounds of all runs of the row. ε over random is the "
+    "mean of differences run by run, ± half of its 95% t interval. Minutes per ε are those of the optimisation for "
+    "each unit of it, where that interval lies above 0."
 )
 _MEANING = {
     "start": "Canaries by where their pixels start, as they are and optimised from there.",
@@ -65,7 +68,8 @@ def collect(
     Returns:
       One row per dataset, training, target epsilon and kind, with the columns `COLUMNS`; docs/output.md says what each
       means. Values of `COST` and `GAIN` are missing if `by` is another; `epsilon_gain` is over the kind of family
-      `comparisons.BASELINE`, and `seconds_per_epsilon` is missing where it is not positive.
+      `comparisons.BASELINE`, run by run with its 95% t interval, and missing where runs differ; `seconds_per_epsilon`
+      is missing where that interval does not lie above 0.
 
     Raises:
       ValueError: As `comparisons.points` and `tables.summarise`, and if the frame lacks a kind or training.
@@ -93,7 +97,9 @@ def collect(
         num_canaries=[kinds[name]["num_canaries"] for name in rows["canary"]],
     )
     if by == "cost" and costs is not None:
-        rows = _with_costs(rows, kinds, costs)
+        (baseline,) = (name for name, kind in kinds.items() if kind["family"] == comparisons.BASELINE)
+        gains = _gains(tables.select(frame, auditor=auditor, protocol=protocol, score=score), baseline)
+        rows = _with_costs(rows.join(gains, on=tables.CELL), kinds, costs)
     return rows.reindex(columns=list(COLUMNS))
 
 
@@ -114,7 +120,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     cells |= {"runs": [str(count) for count in table["num_runs"]], "ε\nmean": _plus_minus(table, "epsilon", 2)}
     cells |= {"ε\npooled": [_number(value, ".2f") for value in table["epsilon_pooled"]]}
     if by == "cost":
-        cells |= {"ε over\nrandom": [_number(value, ".2f") for value in table["epsilon_gain"]]}
+        cells |= {"ε over\nrandom": _gained(table)}
         cells |= {"minutes\nper ε": _minutes(table["seconds_per_epsilon"])}
     ceilings = zip(table["ceiling"], table["ceiling_pooled"], strict=True)
     cells |= {"ceiling\n(pooled)": [f"{_number(one, '.2f')} ({_number(all_, '.2f')})" for one, all_ in ceilings]}
@@ -185,8 +191,20 @@ def _require_all(rows: pd.DataFrame, kinds: Mapping[str, Any], trainings: Mappin
             raise ValueError(f"frame lacks canaries {missing} in training {training!r}, expected audits of all of them")
 
 
+def _gains(rows: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Averages over runs what kinds gain over the baseline: by `tables.CELL`, without cells of other runs than its."""
+    rows = rows[(rows["run"] != tables.POOLED) & (rows["step"] == rows.groupby(tables.CELL)["step"].transform("max"))]
+    runs = rows.pivot(index=[*tables.SETTING, "run"], columns="canary", values="epsilon_lower")
+    # Runs of one number share coins, data order and initial model, so that differences vary less than their parts.
+    own, base = runs.drop(columns=baseline), runs[baseline]
+    unpaired = own.isna().ne(base.isna(), axis=0).groupby(level=tables.SETTING).transform("any")
+    gains = own.sub(base, axis=0).mask(unpaired).melt(ignore_index=False, value_name="gain").dropna().reset_index()
+    names = {"mean": "epsilon_gain", "low": "epsilon_gain_low", "high": "epsilon_gain_high"}
+    return tables.over_runs(gains, tables.CELL, "gain").rename(columns=names)
+
+
 def _with_costs(rows: pd.DataFrame, kinds: Mapping[str, comparisons.Kind], costs: pd.DataFrame) -> pd.DataFrame:
-    """Adds what was spent and what it gained over the baseline of the same cell."""
+    """Adds what was spent, and what that is for each unit of ε gained."""
     spent, audited = comparison_cost.optimizations(costs), comparison_cost.audits(costs)
     spent = spent.rename(columns={"seconds": "optimization_seconds"})
     rows = rows.join(spent, on=["dataset", "canary"])
@@ -194,13 +212,9 @@ def _with_costs(rows: pd.DataFrame, kinds: Mapping[str, comparisons.Kind], costs
     rows.loc[plain, list(spent.columns)] = 0
     rows = rows.join(audited["seconds"].rename("audit_seconds"), on=list(comparison_cost.CELL))
     rows = rows.assign(device=" and ".join(comparison_cost.devices(costs)))
-    baseline = rows["canary"].map(lambda name: kinds[name]["family"] == comparisons.BASELINE)
-    base = rows[baseline].set_index(tables.SETTING)["epsilon_mean"]
-    gain = rows["epsilon_mean"] - base.loc[pd.MultiIndex.from_frame(rows[tables.SETTING])].to_numpy()
-    paid = (gain > 0) & (rows["optimization_seconds"] > 0)
-    return rows.assign(
-        epsilon_gain=gain.mask(baseline), seconds_per_epsilon=(rows["optimization_seconds"] / gain).where(paid)
-    )
+    paid = (rows["epsilon_gain_low"] > 0) & (rows["optimization_seconds"] > 0)
+    per_epsilon = rows["optimization_seconds"] / rows["epsilon_gain"]
+    return rows.assign(seconds_per_epsilon=per_epsilon.where(paid))
 
 
 def _matrix(table: pd.DataFrame) -> pd.DataFrame:
@@ -215,6 +229,13 @@ def _matrix(table: pd.DataFrame) -> pd.DataFrame:
         own = table_formats.NO_VALUE if pd.isna(first["metamodel"]) else first["metamodel"]
         found.append({**names, "metamodel": own, **dict(zip(headers, cells, strict=True))})
     return pd.DataFrame(found, dtype=object)
+
+
+def _gained(table: pd.DataFrame) -> list[str]:
+    """Writes gains with half of their intervals, where they have one."""
+    halves = table["epsilon_gain_high"] - table["epsilon_gain"]
+    pairs = zip(table["epsilon_gain"], halves, strict=True)
+    return [_number(gain, ".2f") + ("" if pd.isna(half) else f" ± {half:.2f}") for gain, half in pairs]
 
 
 def _printed_costs(table: pd.DataFrame) -> dict[str, list[str]]:

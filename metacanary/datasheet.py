@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from metacanary.bundle_layout import TABLES, Cell
+from metacanary.reference_scores import MIN_REFERENCES
 
 _MOTIVATION = """
 An audit of privacy by membership: canaries are put into a training set or left out by fair coins, models are trained,
@@ -31,9 +32,10 @@ scores = pd.read_parquet("scores.parquet")
 {example}
 ```
 
-`included` is the coin. Guess it from `value`, count what is right, and compare with `audits.parquet`. Audit runs with
-role `audited` alone; choose (a score, a number of guesses) on runs with role `surrogate`. Pixels stand in one list,
-`row.image.reshape(height, width, channels)`; `image_shapes` in `datapackage.json` has the shapes.
+Each `run` of it is a game, and `included` its coins. Guess them from `value`, count what is right, and compare with
+`audits.parquet`. Audit runs with role `audited` alone; choose (a score, a number of guesses) on runs with role
+`surrogate`. Pixels stand in one list, `row.image.reshape(height, width, channels)`; `image_shapes` in
+`datapackage.json` has the shapes.
 
     sha256sum -c SHA256SUMS                                               # in this folder: is it whole?
     python -m metacanary.bundle check FOLDER                              # do the bounds follow from the scores?
@@ -46,8 +48,10 @@ _LIMITS = """
 - Checksums tell of accidents. Who can change a file can change `SHA256SUMS` too. `check` shows that the bounds follow
   from the scores; nothing here shows that the scores are those of models.
 - The models are not here, so that other scores cannot be computed.
-- Each bound holds by itself at its significance; the largest of several holds at none. Rows with protocol `paper` are
-  no bounds (`assumption` is `none`).
+- Each bound holds by itself, under its `assumption`, at its significance; the largest of several holds at none. Those
+  with assumption `asymptotic` hold so for many canaries. Rows with protocol `paper` (`assumption` is `none`) are no
+  bounds, and those with assumption `credible` (auditor `credible_rates`) no confidence bounds but the lower ends of
+  Bayesian intervals.
 - A low bound says nothing about privacy where its `ceiling` is low.
 - All runs of a cell share one set of canaries; optimised canaries come from one optimisation. Intervals over runs leave
   out how these vary.
@@ -143,10 +147,13 @@ def _made_with(provenance: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _example(cell: Cell) -> str:
-    """A line of pandas that takes one game."""
+    """Lines of pandas that take the games of one cell."""
+    # Scores that are relative to reference models are made of the stored ones when they are audited.
+    score = next((name for name in cell.audit["scores"] if name not in MIN_REFERENCES), "negative_loss")
     return (
-        f"game = scores.query(\"canary == '{cell.canary}' and training == '{cell.training}' and role == 'audited' "
-        f"and score == '{cell.audit['scores'][0]}'\")"
+        f"game = scores.query(\"dataset == '{cell.dataset}' and canary == '{cell.canary}' and training == "
+        f"'{cell.training}' and epsilon == {cell.epsilon}\")\n"
+        f"game = game.query(\"role == 'audited' and score == '{score}' and step == step.max()\")"
     )
 
 

@@ -195,7 +195,7 @@ def _largest_change(change: np.ndarray) -> np.ndarray:
 
 def _picture_grid(num_columns: int) -> tuple[Figure, np.ndarray, Axes]:
     """Makes a figure with three rows of square axes and, right of the last row, one for a colour bar."""
-    left, right, bottom, top, gap = 0.34, 0.5, 0.17, 0.3, 0.04  # inches
+    left, right, bottom, top, gap = 0.34, 0.62, 0.17, 0.3, 0.04  # inches
     side = min(1.0, (TWO_COLUMNS - left - right + gap) / num_columns - gap)
     width = left + num_columns * (side + gap) - gap + right
     height = bottom + 3 * (side + gap) - gap + top
@@ -282,12 +282,14 @@ def _references(axis: Axes, rows: pd.DataFrame) -> None:
     for line in near:
         axis.axhline(line.value, color=GREY, linewidth=0.9, linestyle=line.dashes, zorder=1, label=line.name)
         remark(axis, line.name, at=(0, line.value), offset=(2, 2), system=axis.get_yaxis_transform())
-    far = [line.name for line in lines if line.value > 2 * top]
+    far = [line.name if np.isinf(line.value) else f"↑ {line.name}" for line in lines if line.value > 2 * top]
     highest = max([top, *(line.value for line in near), *_draw_accounted(axis, rows, 2 * top, far)])
     for number, name in enumerate(far):
-        remark(axis, f"↑ {name}", at=(0, 1), offset=(2, -8 - 9 * number), system="axes fraction")
+        remark(axis, name, at=(0, 1), offset=(2, -8 - 9 * number), system="axes fraction")
     below = 0.06 if _has_one_step(rows) else 0.022  # whole markers, where they say more than lines
-    axis.set_ylim(-below * highest, 1.1 * highest * (1 + 0.09 * len(far)))
+    spec = axis.get_subplotspec()
+    num_rows = spec.get_gridspec().nrows if spec else 1  # of panels: the more, the taller a word is beside its panel
+    axis.set_ylim(-below * highest, (1 + 0.1 * num_rows) * highest * (1 + 0.09 * num_rows * len(far)))
 
 
 def _draw_accounted(axis: Axes, rows: pd.DataFrame, limit: float, far: list[str]) -> list[float]:
@@ -306,23 +308,26 @@ def _draw_accounted(axis: Axes, rows: pd.DataFrame, limit: float, far: list[str]
     elif shown_values:
         axis.plot(accounted.index, accounted, color=GREY, linewidth=0.9, zorder=1, label=name)
     if len(shown_values) < len(accounted):
-        far.append(name)
+        far.append(f"↑ {name}")
     else:
         remark(axis, name, at=(1, shown_values[-1]), offset=(0, 2), system=axis.get_yaxis_transform())
     return shown_values
 
 
 def _ceilings(rows: pd.DataFrame) -> Iterator[_Reference]:
-    """Lists the ceilings, each distinct value once."""
+    """Lists the ceilings; where kinds have several, a range that is named and not drawn."""
     pooled = rows["run"] == tables.POOLED
     which = (" (one run)", " (pooled)") if pooled.any() else ("", "")
     for values, name, dashes in (
         (rows["ceiling"][~pooled], f"ceiling {{:.2f}}{which[0]}", (0, (5, 2))),
         (rows["ceiling"][pooled], f"ceiling {{:.2f}}{which[1]}", DOTS),
     ):
-        for value in np.unique(values.round(2)):
-            if np.isfinite(value):
-                yield _Reference(name=name.format(value), value=value, dashes=dashes)
+        distinct = [value for value in np.unique(values.round(2)) if np.isfinite(value)]
+        if len(distinct) == 1:
+            yield _Reference(name=name.format(distinct[0]), value=distinct[0], dashes=dashes)
+        elif distinct:
+            span = f"{distinct[0]:.2f} to {name.format(distinct[-1]).removeprefix('ceiling ')}"
+            yield _Reference(name=f"ceiling {span}", value=np.inf, dashes=dashes)
 
 
 def _auroc_limits(axis: Axes) -> tuple[float, float]:

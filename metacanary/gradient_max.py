@@ -7,7 +7,8 @@ canary with label y ascend
     phi(x) = mean over proxies theta of log |grad_theta loss(theta, x, y)|,
 
 the norm over all parameters that a training of the same recipe changes, of the gradient as DP-SGD has it before it is
-clipped. The logarithm lets no proxy outweigh the others.
+clipped. With augmentation it is not quite that: the gradient here is that of the image as it is, where DP-SGD has the
+mean over altered copies. The logarithm lets no proxy outweigh the others.
 
     proxies = train_proxies(settings, model, pool, start, seed=1)
     for state, row in maximize(settings, model, start, proxies): ...
@@ -141,7 +142,8 @@ def maximize(
 
     Guarantees:
       Going on from a yielded state gives bit-identical later states. Pixels stay in [0, 1]. A canary moves by its own
-      gradients alone, whatever the others are; one whose gradient is 0 in all proxies stays where it is.
+      gradients alone, whatever the others are; one whose gradient is 0 in all proxies from the start stays where
+      it is.
     """
     optimizer = settings.update.optimizer()
     state = resume or initial(settings, start)

@@ -22,7 +22,7 @@ SUMMARY = "epsilon"
 # Of the summary, where a mark does not say: AUROCs are the same under all of them.
 DEFAULTS = {"score": "negative_loss", "auditor": "steinke", "protocol": "corrected"}
 _FILE = re.compile(r"\w+/\w+")
-_QUANTITY = re.compile(r"(?:(max|min|mean)\()?([\w.]+)\)?(±?)")
+_QUANTITY = re.compile(r"(max|min|mean)\(([\w.]+)\)|([\w.]+)(±?)")
 # Digits, factor and unit by what a column's name begins with.
 _FORMATS = {
     "auroc": (3, 1.0, ""),
@@ -59,22 +59,25 @@ def number(query: str, results: Path) -> str:
 
     Args:
       query: `FILE QUANTITY [COLUMN=VALUE ...] [minus=KIND] [digits=N] [unit=UNIT]`. QUANTITY is a column, or for JSON a
-        key with dots; `COLUMN±` is a mean with half of its 95% interval over runs; max(COLUMN), min(...), mean(...) of
-        all rows that match. In the file epsilon, the tidy summary, rows are runs at the last step and a column is
-        their mean; with `minus` that of the differences to another canary kind, run by run.
+        key with dots and nothing else; `COLUMN±` is a mean with half of its 95% interval over runs; max(COLUMN),
+        min(...), mean(...) of all rows that match. In the file epsilon, the tidy summary, rows are runs at the last
+        step and a column is their mean; with `minus` that of the differences to another canary kind, run by run.
       results: The folder of published results.
 
     Raises:
-      ValueError: As `fill`.
+      ValueError: As `fill`, and for max, min or mean of the summary or of JSON, with ±, or of no rows.
     """
     file, _, rest = query.partition(" ")
     quantity, *pairs = rest.split() or [""]
     match = _QUANTITY.fullmatch(quantity)
     if not _FILE.fullmatch(file) or match is None or any("=" not in pair for pair in pairs):
-        raise ValueError(f"mark: got {query!r}, expected FILE QUANTITY [COLUMN=VALUE ...]")
+        raise ValueError(
+            f"mark: got {query!r}, expected FILE QUANTITY [COLUMN=VALUE ...], "
+            "with a QUANTITY like auroc, auroc± or max(auroc)"
+        )
     wanted = dict(pair.split("=", 1) for pair in pairs)
     style = {name: wanted.pop(name) for name in ("digits", "unit") if name in wanted}
-    aggregate, name, interval = match.groups()
+    aggregate, name, interval = match[1], match[2] or match[3], match[4]
     try:
         values = _values(results / file, name, wanted, aggregate=aggregate, interval=bool(interval))
     except ValueError as error:
@@ -85,16 +88,22 @@ def number(query: str, results: Path) -> str:
 def _values(path: Path, name: str, wanted: dict[str, str], *, aggregate: str | None, interval: bool) -> list[float]:
     """Takes a number from a file, or a mean and half of its interval."""
     if path.with_suffix(".json").exists():
+        if aggregate or interval or wanted:
+            raise ValueError("JSON has no rows, expected a key alone")
         return [float(_entry(store.read_json(path.with_suffix(".json")), name))]
     found = [path.with_suffix(suffix) for suffix in (".csv", ".csv.gz") if path.with_suffix(suffix).exists()]
     if not found:
         raise ValueError(f"there is no {path}.csv, .csv.gz or .json")
     table = pd.read_csv(found[0])
     if path.name == SUMMARY:
+        if aggregate:
+            raise ValueError(f"the file {SUMMARY} is averaged over runs, expected {name} or {name}±")
         mean, high = _over_runs(table, name, wanted)
         return [mean, high - mean] if interval else [mean]
     rows = _chosen(table, wanted)
     if aggregate is not None:
+        if rows.empty:
+            raise ValueError("0 rows match, expected some")
         return [_AGGREGATES[aggregate](_column(rows, name))]
     if len(rows) != 1:
         raise ValueError(f"{len(rows)} rows match, expected one")

@@ -21,6 +21,7 @@ import optax
 
 from metacanary import metagradient, models, runs, steps, training
 from metacanary.canaries import Canaries
+from metacanary.interference import interference
 from metacanary.interruption import ShouldStop
 from metacanary.objectives import Objective, logit_margin
 from metacanary.recipes import DPSGD, SGD
@@ -71,6 +72,8 @@ class Optimization:
       complement: train each draw twice, the second time with all coins turned and all else (initial model, batches
         but for the canaries in them, noise, augmentation) the same. The direct term of a canary has opposite signs in
         and out, so that it cancels between the two but for the effect of inclusion.
+      interference: weight of `interference.interference` of the trained model, which is added to the objective; 0
+        leaves it out.
     """
 
     objective: Objective
@@ -79,11 +82,14 @@ class Optimization:
     num_metasteps: int
     num_splits: int = 1
     complement: bool = False
+    interference: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("num_metasteps", 1), ("num_splits", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected an integer >= {least}")
+        if not self.interference >= 0:
+            raise ValueError(f"interference: got {self.interference}, expected a number >= 0")
 
     @property
     def num_trainings(self) -> int:
@@ -140,8 +146,8 @@ def optimize(
       on_step, should_stop: as in `metagradient.replay`.
 
     Yields:
-      After each metastep (MetaState, row of the history): metastep, objective, auroc (of the canaries before this
-      metastep's update, on coins, a model and an order they have not seen), seconds.
+      After each metastep (MetaState, row of the history): metastep, objective (interference included), auroc (of the
+      canaries before this metastep's update, on coins, a model and an order they have not seen), seconds.
 
     Raises:
       FloatingPointError: a training run or its objective is not finite.
@@ -205,7 +211,7 @@ def plan_replay(
     included = np.arange(len(start.images)) % 2 == 0
     costs = metagradient.measure(
         training.step_function(settings.recipe, model),
-        _objective_fn(settings.objective, settings.recipe, model),
+        _objective_fn(settings.objective, settings.recipe, model, settings.interference),
         _training_state(settings, model, pool, included, 0),
         jnp.asarray(start.images),
         storages=[storage for name, storage in storages.items() if name != "device"],
@@ -235,7 +241,7 @@ def _metagradient(
 ) -> tuple[jax.Array, dict[str, float]]:
     """The gradient averaged over the metastep's splits, with the mean objective and AUROC."""
     step_fn = training.step_function(settings.recipe, model)
-    objective_fn = _objective_fn(settings.objective, settings.recipe, model)
+    objective_fn = _objective_fn(settings.objective, settings.recipe, model, settings.interference)
     steps, pixels = settings.recipe.num_steps, jnp.asarray(images)
     gradients, values, aurocs = [], [], []
     for number, (run_seed, included) in enumerate(trainings):
@@ -275,12 +281,20 @@ def split_seed(seed: int, metastep: int, split: int) -> int:
 
 
 @cache
-def _objective_fn(objective: Objective, recipe: SGD | DPSGD, model: nn.Module) -> metagradient.ObjectiveFn:
-    """The objective of a trained state, with the logit margins as aux; cached so that it is compiled once."""
+def _objective_fn(
+    objective: Objective, recipe: SGD | DPSGD, model: nn.Module, weight: float = 0.0
+) -> metagradient.ObjectiveFn:
+    """The objective of a trained state and its interference times `weight`, with the logit margins as aux.
+
+    Cached so that it is compiled once.
+    """
 
     def function(state: PyTree, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        labels = state["labels"][-len(pixels) :]
-        logits = models.apply(model, steps.released(recipe, state), pixels)
-        return objective(logits, labels, state["included"]), logit_margin(logits, labels)
+        labels, params = state["labels"][-len(pixels) :], steps.released(recipe, state)
+        logits = models.apply(model, params, pixels)
+        value = objective(logits, labels, state["included"])
+        if weight:
+            value += weight * interference(model, params, pixels, labels)
+        return value, logit_margin(logits, labels)
 
     return function

@@ -24,6 +24,7 @@ PUBLISHED = (
     *(REPRODUCTION, "tables/reproduction.md"),  # made anew with each change of published numbers or of the code
     *("figures/figure1.png", "figures/figure2.png"),
 )
+CHOSEN = ("accuracy", "comparison_*", "ledger")  # tables and figures that only some configs ask for
 METASMOOTHNESS = (
     *("tables/metasmoothness.csv", "tables/metasmoothness.provenance.json", "tables/metasmoothness.md"),
     "figures/metasmoothness.png",
@@ -39,9 +40,10 @@ def publish(results: Path, docs: Path) -> None:
       docs: folder to copy to; made if absent.
 
     Raises:
-      ValueError: a file of PUBLISHED is missing, or results come from more than one state of a script's code.
+      ValueError: a file of PUBLISHED is missing, results come from more than one state of a script's code, or a table
+        or figure was made of another summary, as of an earlier config.
     """
-    _copy(results, docs, PUBLISHED)
+    _copy(results, docs, [*PUBLISHED, *_chosen(results)])
     settings = store.read_provenance(results / REPRODUCTION)["settings"]
     store.write_json(docs / documents.SETUP, {name: settings[name] for name in ("setup", "protocol", "score")})
 
@@ -62,6 +64,7 @@ def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
     missing = [name for name in names if not (results / name).exists()]
     if missing:
         raise ValueError(f"results: {results} lacks {', '.join(missing)}; run the workflow to its end first")
+    _require_one_source(results, names)
     made_on = _made_on(results, results / names[0])
     docs.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -71,6 +74,27 @@ def _copy(results: Path, docs: Path, names: Sequence[str]) -> None:
         else:
             shutil.copyfile(results / name, docs / Path(name).name)
     store.write_json(docs / "made_on.json", made_on)
+
+
+def _chosen(results: Path) -> list[str]:
+    """The tables and figures of an experiment that only some configs ask for."""
+    patterns = [
+        f"{folder}/{name}.{suffix}"
+        for name in CHOSEN
+        for folder, suffixes in (("tables", ("csv", "md")), ("figures", ("png",)))
+        for suffix in suffixes
+    ]
+    return [str(path.relative_to(results)) for pattern in patterns for path in sorted(results.glob(pattern))]
+
+
+def _require_one_source(results: Path, names: Sequence[str]) -> None:
+    """Refuse a table that was made of another summary, the first of the names, and a figure of another table."""
+    for path in (results / name for name in names[1:] if name.endswith((".csv", ".png"))):
+        inputs = store.read_provenance(path)["settings"]["inputs"]
+        sources = {"summary": results / names[0], "table": results / "tables" / f"{path.stem}.csv"}
+        for name in sorted(sources.keys() & inputs.keys()):
+            made = store.read_provenance(sources[name])["config_digest"]
+            store.require_config(path, {"config_digest": inputs[name]}, made)
 
 
 def _made_on(results: Path, table: Path) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def compare(
 
     A comparable number y is reproduced if |x - y| <= t sqrt(s^2 / n + e^2), with x the mean of our n runs under
     *their* protocol, s the runs' standard deviation, t the 97.5% quantile of Student's distribution with n - 1 degrees
-    of freedom, and e the standard error of y; if that is not known, e^2 = s^2 / n.
+    of freedom, and e the standard error of y; if that is not known, e^2 = s^2 / k, with k the number of runs that y is
+    the mean of, n if that is not known either.
 
     Args:
       frame: summary/epsilon.csv.
@@ -112,8 +113,8 @@ def compare(
       ValueError: If the frame lacks columns, a cell of it has no setup, or the protocol is "paper".
 
     Guarantees:
-      If y is the mean of as many runs as ours, all independent and from one normal distribution, it is found reproduced
-      with probability 95%.
+      If y is the mean of k runs and its standard error is not known, all runs of both sides independent and from one
+      normal distribution, it is found reproduced with probability 95%, for every k and n.
     """
     if protocol == tables.PAPER:
         raise ValueError(f"protocol={protocol!r} is no bound, expected a valid protocol")
@@ -237,7 +238,11 @@ def _judge(theirs: Mapping[str, Any], cell: Mapping[str, Any], own: Mapping[str,
         return {"verdict": NOT_COMPARABLE, "reasons": _SEPARATOR.join(reasons)}
     half = own["like_high"] - own["like_mean"]
     quantile = special.stdtrit(own["num_runs"] - 1, 0.5 + tables.CONFIDENCE / 2)
-    error = theirs["standard_error"] * quantile if _known(theirs["standard_error"]) else half
+    if _known(theirs["standard_error"]):
+        error = theirs["standard_error"] * quantile
+    else:  # a run of theirs scatters as one of ours
+        num_theirs = theirs["num_runs"] if _known(theirs["num_runs"]) else own["num_runs"]
+        error = half * math.sqrt(own["num_runs"] / num_theirs)
     low, high = (own["like_mean"] + sign * math.hypot(half, error) for sign in (-1, 1))
     verdict = REPRODUCED if low <= theirs["value"] <= high else NOT_REPRODUCED
     return {"accepted_low": low, "accepted_high": high, "verdict": verdict, "reasons": ""}

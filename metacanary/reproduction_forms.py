@@ -138,7 +138,13 @@ def _key(row: pd.Series) -> tuple[str, str]:
 def _letters(table: pd.DataFrame) -> dict[tuple[str, str], str]:
     """Names each cell's list of reasons by a letter."""
     keys = dict.fromkeys(_key(row) for _, row in table.iterrows())
-    return {key: chr(ord("a") + place) for place, key in enumerate(key for key in keys if key[1])}
+    return {key: _letter(place) for place, key in enumerate(key for key in keys if key[1])}
+
+
+def _letter(place: int) -> str:
+    """Counts a, b, ..., z, aa, ab, ..."""
+    before, last = divmod(place, 26)
+    return (_letter(before - 1) if before else "") + chr(ord("a") + last)
 
 
 def _own(row: pd.Series) -> str:

@@ -49,8 +49,9 @@ def settings_of(cell):
 
 def write(folder, *, cells=CELLS):
     """Writes the results; returns the folder."""
-    for kind in ("random", "mislabeled", "noise"):
-        _write_canaries(folder, kind)
+    for dataset in {cell["dataset"]: None for cell in cells}:
+        for kind in ("random", "mislabeled", "noise"):
+            _write_canaries(folder, dataset, kind)
     history = pd.DataFrame({"metastep": [1, 2], "objective": [-0.1, 1 / 3], "seconds": [0.5, np.nan]})
     store.write_csv(folder / ALSO[1], history, provenance("canaries"))
     for number, cell in enumerate(cells):
@@ -62,13 +63,14 @@ def write(folder, *, cells=CELLS):
     return folder
 
 
-def _write_canaries(folder, kind):
+def _write_canaries(folder, dataset, kind):
     """Canaries of random images with two channels less than a photograph."""
     images = np.random.default_rng(0).integers(0, 256, (200, 6, 4, 1)).astype(np.uint8)
     family = "mislabeled" if kind == "mislabeled" else "random"
     made = families.make(family, images, np.arange(200) % 10, num_canaries=NUM_CANARIES, num_classes=10, seed=0)
-    path = folder / f"canaries/digits-train200/{kind}/canaries.npz"
-    store.write_npz(path, made.arrays(), provenance("canaries", dataset="digits", num_train=200))
+    settings = {"dataset": "digits", "num_train": 200}
+    path = folder / f"canaries/{dataset}/{kind}/canaries.npz"
+    store.write_npz(path, made.arrays(), provenance(f"canaries {dataset} {kind}", **settings))
 
 
 def _write_cell(folder, cell, rng):
@@ -82,7 +84,9 @@ def _write_cell(folder, cell, rng):
         runs.append(pd.DataFrame(index, columns=["run", "role", "step"]).assign(**accuracies))
         values = np.log(rng.random((2, 2, 7)))
         population.append({"run": numbers, "step": np.array(STEPS), "log_probability": values})
-        made, base = provenance(f"scores {path_of(cell)} {block}"), folder / "scores" / path_of(cell)
+        inputs = {"canaries": f"canaries {cell['dataset']} {cell['canary']}"}
+        made = provenance(f"scores {path_of(cell)} {block}", inputs=inputs)
+        base = folder / "scores" / path_of(cell)
         store.write_csv(base / f"block{block}.csv", scores[-1], made)
         store.write_csv(base / f"runs{block}.csv", runs[-1], made)
         store.write_npz(base / f"population{block}.npz", population[-1], made)

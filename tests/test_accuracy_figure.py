@@ -34,6 +34,16 @@ def test_a_line_per_private_training_and_a_level_without_privacy():
     assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "8"]
 
 
+@pytest.mark.parametrize("epsilons", [(8.0, 2.0), (math.inf,)], ids=["private", "not private"])
+def test_nine_trainings_all_look_different(epsilons):
+    rows = [table(epsilons=epsilons).query("training == 'flat'").assign(training=f"recipe{i}") for i in range(9)]
+    (axis,) = accuracy_figure.figure(pd.concat(rows)).axes
+    handles, names = axis.get_legend_handles_labels()
+    lines = [handle if epsilons == (math.inf,) else handle.lines[0] for handle in handles]
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(looks) == len(names) == 9
+
+
 def test_bars_are_half_intervals_and_a_single_run_has_none():
     (axis,) = accuracy_figure.figure(table()).axes
     (bars,) = axis.containers[0].lines[2]

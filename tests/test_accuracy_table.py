@@ -81,7 +81,7 @@ def test_changes_name_the_settings_that_differ_from_the_first():
     assert changes == {
         "flat": "",
         "adaptive": "clipping adaptive",
-        "sgd": "clipping none, decay none, sampling prob none",
+        "sgd": "SGD without privacy",
     }
 
 
@@ -102,7 +102,7 @@ def test_printed_has_a_line_per_training_and_a_column_per_epsilon():
 
 def test_forms_say_how_many_runs_and_which_data():
     table = collected()
-    assert "dataset digits, 3 runs of each" in accuracy_table.markdown(table)
+    assert "dataset digits, canaries random, 3 runs of each" in accuracy_table.markdown(table)
     assert r"\toprule" in accuracy_table.latex(table)
 
 

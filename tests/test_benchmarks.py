@@ -23,6 +23,7 @@ from benchmarks import (
     dpsgd_measure,
     dpsgd_problem,
     dpsgd_tables,
+    ghost_norms,
     jax_contenders,
     measure,
     metagradient,
@@ -688,3 +689,14 @@ def test_speed_measures_bounds_and_audits():
     assert len(table) == len(audit_speed.COUNTS) + 6
     assert (table["seconds"] > 0).all()
     assert audit_tables.faster(table).count("\n| audit, ") == 6
+
+
+def test_ghost_norms_agree_and_the_committed_rule_chose_the_faster_way():
+    settings = [("convnet", {"widths": (2, 32), "mean": (0.5,), "std": (0.5,)}, (4, 4, 1))]
+    table = ghost_norms.measure(1, settings)
+    assert table["chosen"].tolist() == ["gradient", "ghost"]
+    assert (table[["gradient_us", "ghost_us"]] > 0).all(axis=None)
+    committed = pd.read_csv(ghost_norms.RESULTS)
+    clear = committed[(np.log(committed["gradient_us"] / committed["ghost_us"]).abs() > np.log(1.2))]
+    assert len(clear) >= 6
+    assert (clear["chosen"] == clear["faster"]).all()

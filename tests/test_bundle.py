@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -172,6 +173,48 @@ def test_every_changed_byte_is_found(bundled, tmp_path):
     assert not (tmp_path / "restored").exists()
 
 
+def edit_package(bundled, edit):
+    """Changes what datapackage.json says for this package, and renews the checksums."""
+    package = store.read_json(bundled / "datapackage.json")
+    edit(package["metacanary"])
+    store.write_json(bundled / "datapackage.json", package)
+    bundle_package.write_sums(bundled)
+
+
+def test_audits_of_no_cell_are_refused(bundled, tmp_path):
+    """They would pass for recomputed, having no scores to be compared with."""
+    types = bundle_layout.types("audits")
+    audits = parquet.read(bundled / "audits.parquet", types)
+    invented = audits[audits["canary"] == "random"].assign(training="secret", epsilon_lower=99.0)
+    parquet.write(bundled / "audits.parquet", [audits, invented], types)
+    bundle_package.write_sums(bundled)
+    message = r"audits: there are rows of \('digits-train200', 'random', 'secret', inf\), expected those of the bundle"
+    with pytest.raises(ValueError, match=message):
+        bundle.check(bundled)
+    with pytest.raises(ValueError, match=message):
+        bundle.restore(bundled, tmp_path / "restored")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda own: own["cells"].clear(), r"cells: got \[\], expected one or more"),
+        (lambda own: own["cells"].pop(), "audits: there are rows of .*'mislabeled', 'dpsgd', 8.0"),
+        (lambda own: own["cells"].append(own["cells"][0]), "cells: got .* expected one or more, each once"),
+        (lambda own: own["cells"][0]["audit"].update(significance=0.5), "made with .*, expected .* as in datapackage"),
+        (lambda own: own["cells"][0]["audit"].update(foo=1), "unexpected keyword argument 'foo'"),
+        (lambda own: own["cells"][0]["audit"].update(scores=None), "audit.scores of .*: got None, expected a setting"),
+    ],
+)
+def test_other_cells_than_those_that_were_audited_are_refused(bundled, tmp_path, capsys, edit, message):
+    edit_package(bundled, edit)
+    for arguments in (["check", bundled], ["restore", bundled, tmp_path / "restored"]):
+        assert bundle.main(list(map(str, arguments))) == 1
+        error = capsys.readouterr().err
+        assert re.fullmatch(rf"error: .*{message}.*\n", error), error
+    assert not (tmp_path / "restored").exists()
+
+
 def test_tables_with_other_columns_are_refused(bundled):
     types = bundle_layout.types("scores")
     scores = parquet.read(bundled / "scores.parquet", types)
@@ -187,6 +230,16 @@ def test_provenance_of_every_result_is_required(bundled, tmp_path):
     bundle_package.write_sums(bundled)
     with pytest.raises(ValueError, match=r"provenance.json' lacks summary/epsilon.csv"):
         bundle.restore(bundled, tmp_path / "restored")
+
+
+@pytest.mark.parametrize("entries", [[{}], {}, None, [1], [{"files": ["summary/epsilon.csv"], "provenance": 1}]])
+def test_provenance_of_another_form_is_explained_in_one_line(bundled, tmp_path, capsys, entries):
+    store.write_json(bundled / "provenance.json", entries)
+    bundle_package.write_sums(bundled)
+    for arguments in (["check", bundled], ["restore", bundled, tmp_path / "restored"]):
+        assert bundle.main(list(map(str, arguments))) == 1
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"error: path='.*provenance.json' (is .*, expected objects with|lacks summary/).*\n", error)
 
 
 def test_restore_leaves_other_results_alone(made, tmp_path):
@@ -215,14 +268,13 @@ def test_nothing_is_pickled_or_unpickled(results, tmp_path, monkeypatch):
     bundle.restore(tmp_path / "bundle", tmp_path / "restored")
 
 
-def test_write_refuses_an_edited_table_and_leaves_no_whole_bundle(results, tmp_path):
+def test_write_refuses_an_edited_table_and_leaves_no_bundle(results, tmp_path):
     """Its floats would come back with other digits."""
     path = results / "summary/epsilon.csv"
     path.write_text(path.read_text(encoding="utf-8").replace(",0.0,", ",0.00,", 1), encoding="utf-8")
     with pytest.raises(ValueError, match=r"summary/epsilon.csv' would not come back byte for byte"):
         bundle.write(results, tmp_path / "bundle", config={})
-    with pytest.raises(ValueError, match="has no file SHA256SUMS"):
-        bundle.verify(tmp_path / "bundle")
+    assert bundle_package.files(tmp_path / "bundle") == []
 
 
 def test_write_refuses_results_of_another_config(results, tmp_path):
@@ -232,11 +284,49 @@ def test_write_refuses_results_of_another_config(results, tmp_path):
         bundle.write(results, tmp_path / "bundle", config={})
 
 
-def test_write_refuses_a_folder_with_other_files(results, tmp_path):
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle/thesis.tex").touch()
-    with pytest.raises(ValueError, match=r"holds thesis.tex, which this bundle has not"):
+def test_write_refuses_canaries_of_another_config(results, tmp_path):
+    """Scores are of the canaries that were there when models were scored."""
+    name = "canaries/digits-train200/random/canaries.npz"
+    arrays, made = store.read_npz(results / name)
+    store.write_npz(results / name, arrays | {"images": 1 - arrays["images"]}, made | {"config_digest": "other"})
+    with pytest.raises(ValueError, match=rf"{name}' was made with another config \(digest other, expected canaries"):
         bundle.write(results, tmp_path / "bundle", config={})
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"thesis.tex": "mine"}, "holds thesis.tex, which this bundle has not; delete it first"),
+        ({"thesis.tex": "mine", "SHA256SUMS": "precious"}, "has the line 'precious', expected a SHA-256"),
+        ({"SHA256SUMS": f"{'0' * 64}  thesis.tex\n"}, "holds thesis.tex, which this bundle has not; delete it first"),
+        ({"config.json": "{}"}, "holds config.json, which no SHA256SUMS lists, expected an empty folder or a bundle"),
+        ({"config.json": "{}", "SHA256SUMS": ""}, "holds config.json, which no SHA256SUMS lists, expected an empty"),
+    ],
+)
+def test_write_leaves_a_folder_with_other_files_alone(results, tmp_path, files, message):
+    (tmp_path / "bundle").mkdir()
+    for name, text in files.items():
+        (tmp_path / "bundle" / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        bundle.write(results, tmp_path / "bundle", config={})
+    assert contents(tmp_path / "bundle") == {name: text.encode() for name, text in files.items()}
+
+
+def test_write_leaves_a_whole_bundle_alone_if_results_are_refused(results, bundled):
+    (results / f"audits/{fake_results.path_of(fake_results.CELLS[1])}/epsilon.csv").unlink()
+    store.write_json(results / f"audits/{fake_results.path_of(fake_results.CELLS[1])}/epsilon.provenance.json", {})
+    before = contents(bundled)
+    with pytest.raises(ValueError, match="was made with another config"):
+        bundle.write(results, bundled, config=fake_results.CONFIG, also=fake_results.ALSO)
+    assert contents(bundled) == before
+
+
+def test_write_deletes_nothing_outside_of_the_folder(results, tmp_path):
+    (tmp_path / "mine.csv").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match="expected a plain file name inside"):
+        bundle.write(results, tmp_path / "bundle", config={}, also=["../../mine.csv"])
+    assert (tmp_path / "mine.csv").exists()
 
 
 def test_write_names_a_missing_result(results, tmp_path):

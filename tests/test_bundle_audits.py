@@ -32,6 +32,25 @@ def test_recompute_gives_the_audits(game):
     assert len(calls) == bundle_audits.count(scored[1], cell) == 2 * 2 * 2  # steps, scores, protocols
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"foo": 1}, "audit of .*: got .*, expected settings of audits: .* unexpected keyword argument 'foo'"),
+        ({"guess_fraction": "1"}, "audit of .*: got .*, expected settings of audits"),
+        ({"delta": None}, "audit.delta of .*: got None, expected a setting of audits"),
+        ({"scores": "negative_loss"}, "audit.scores of .*: got 'negative_loss', expected"),
+        ({"protocols": [["fixed"]]}, r"audit.protocols of .*: got \[\['fixed'\]\], expected"),
+        ({"game": 1}, "game is 1, expected"),
+    ],
+)
+def test_settings_are_those_of_audits(changes, message):
+    names = fake_results.CELLS[1]
+    audit = fake_results.settings_of(names)
+    assert bundle_audits.settings(Cell(**names, num_blocks=2, audit=audit)).delta == 1e-5
+    with pytest.raises(ValueError, match=message):
+        bundle_audits.settings(Cell(**names, num_blocks=2, audit=audit | changes))
+
+
 def test_recompute_depends_on_the_scores(game):
     cell, audits, (scores, runs, population) = game
     turned = scores.assign(value=-scores["value"])

@@ -8,7 +8,8 @@ import pytest
 
 from metacanary import bundle_layout, bundle_package
 
-CELL = {"dataset": "digits", "canary": "random", "training": "sgd", "epsilon": "inf", "num_blocks": 1, "audit": {}}
+AUDIT = {"scores": ["negative_loss"], "game": "independent", "delta": 1e-5}
+CELL = {"dataset": "digits", "canary": "random", "training": "sgd", "epsilon": "inf", "num_blocks": 1, "audit": AUDIT}
 
 
 @pytest.fixture
@@ -102,9 +103,19 @@ def test_read_gives_the_cells(folder):
         ({"cells": [CELL | {"canary": "../../x"}]}, "canary: got '../../x'"),
         ({"cells": [CELL | {"num_blocks": "2"}]}, "num_blocks: got '2'"),
         ({"cells": [{"dataset": "digits"}]}, "missing"),
+        ({"cells": []}, r"cells: got \[\], expected one or more, each once"),
+        ({"cells": [CELL, CELL | {"num_blocks": 2}]}, "cells: got .*, expected one or more, each once"),
+        (
+            {"cells": [CELL | {"audit": AUDIT | {"foo": 1}}]},
+            "audit of digits/random/sgd/epsinf: .* keyword argument 'foo'",
+        ),
+        ({"cells": [CELL | {"audit": None}]}, "audit: got None, expected a mapping"),
         ({"extras": ["../../home/x.csv"]}, "expected a plain file name inside"),
         ({"image_shapes": {"/etc/canaries.npz": [1, 1, 1]}}, "expected a plain file name inside"),
         ({"extras": None}, "must be an iterable"),
+        ({"image_shapes": []}, "has no attribute 'items'"),
+        ({"image_shapes": {"canaries.npz": [8, 8]}}, r"image_shapes: got \[8, 8\] for canaries.npz, expected height"),
+        ({"image_shapes": {"canaries.npz": ["8", 8, 1]}}, "image_shapes: got .*, expected height, width and channels"),
     ],
 )
 def test_read_refuses_what_is_no_bundle(folder, changes, message):

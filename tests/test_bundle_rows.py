@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from metacanary import bundle_rows, store
+from metacanary import bundle_layout, bundle_rows, parquet, store
 from metacanary.bundle_layout import Cell
 
 
@@ -44,6 +44,16 @@ def test_population_has_a_row_for_each_model(results):
     assert rows[["run", "step"]].to_numpy().tolist() == [[run, step] for run in range(4) for step in (10, 20)]
     arrays, _ = store.read_npz(results / bundle_rows.block_files(cell, 1)[2])
     assert np.array_equal(rows["log_probability"][5], arrays["log_probability"][0, 1])
+
+
+def test_audits_are_of_the_listed_cells(results, tmp_path):
+    table, types = store.read_csv(results / "summary/epsilon.csv"), bundle_layout.types("audits")
+    parquet.write(tmp_path / "audits.parquet", [table], types)
+    assert len(bundle_rows.audits(tmp_path, cells())) == len(table)
+    with pytest.raises(
+        ValueError, match=r"audits: there are rows of \('digits-train200', 'mislabeled', 'dpsgd', 8.0\)"
+    ):
+        bundle_rows.audits(tmp_path, cells()[:1])
 
 
 def test_of_cell_takes_the_rows_of_one_cell(results):

@@ -143,6 +143,9 @@ def test_collect_knows_the_model_that_canaries_were_optimised_on():
 
 def test_collect_adds_what_was_spent_and_gained():
     """Half of the rows in hand-made numbers: 20 trainings of 10 steps in one and two minutes, audits of 61 s."""
+    frame = make_frame(KINDS["cost"])
+    runs = frame[(frame["step"] == 20) & (frame["run"] != "pooled")]
+    by_run = runs.set_index(["training", "canary", "run"])["epsilon_lower"].sort_index()
     table = make_table("cost").set_index(["training", "canary"])
     spent = table.loc["sgd", ["optimization_seconds", "num_trainings", "num_steps", "audit_seconds"]]
     assert spent.loc["metagradient"].tolist() == [60.0, 20, 200, 61.0]
@@ -152,6 +155,9 @@ def test_collect_adds_what_was_spent_and_gained():
     for training, kind in (("sgd", "metagradient"), ("dpsgd", "gradient_max")):
         gain = mean[training, kind] - mean[training, "random"]
         assert table["epsilon_gain"][training, kind] == pytest.approx(gain, rel=1e-12)
+        paired = scipy.stats.ttest_rel(by_run[training, kind], by_run[training, "random"]).confidence_interval(0.95)
+        found = table.loc[(training, kind), ["epsilon_gain_low", "epsilon_gain_high"]].tolist()
+        np.testing.assert_allclose(found, paired, rtol=1e-9)
         seconds = table["optimization_seconds"][training, kind]
         assert table["seconds_per_epsilon"][training, kind] == pytest.approx(seconds / gain, rel=1e-12)
     assert table["epsilon_gain"].isna().tolist() == [name == "random" for _, name in table.index]
@@ -166,6 +172,45 @@ def test_collect_calls_no_loss_a_gain():
     table = make_table("cost", frame=frame)
     assert (table["epsilon_gain"].dropna() < 0).all()
     assert table["seconds_per_epsilon"].isna().all()
+
+
+def test_collect_has_no_minutes_for_a_gain_that_may_be_none():
+    """In SGD the gains of the runs are 1, 1, 1 and -2, in DP-SGD all 1; the means of both are positive."""
+    frame = make_frame(KINDS["cost"])
+    level = frame["run"].map({"0": 3.0, "1": 4.0, "2": 5.0, "3": 6.0}).fillna(3.0)
+    frame["epsilon_lower"] = level + (frame["canary"] == "metagradient")
+    lost = (frame["canary"] == "metagradient") & (frame["training"] == "sgd") & (frame["run"] == "3")
+    frame.loc[lost, "epsilon_lower"] = 4.0
+    table = make_table("cost", frame=frame).set_index(["training", "canary"])
+    gains = [table["epsilon_gain"][training, "metagradient"] for training in ("sgd", "dpsgd")]
+    np.testing.assert_allclose(gains, [0.25, 1.0], rtol=1e-12)
+    assert np.isnan(table["seconds_per_epsilon"]["sgd", "metagradient"])
+    assert table["seconds_per_epsilon"]["dpsgd", "metagradient"] == pytest.approx(60.0, rel=1e-12)
+    cells = comparison_table.printed(table.reset_index()).set_index(["training", "canary"])
+    assert cells["ε over\nrandom"]["sgd", "metagradient"] == "0.25 ± 2.39"  # t 3.182, s 1.5, 4 runs
+    assert cells["minutes\nper ε"]["sgd", "metagradient"] == "—"
+
+
+@pytest.mark.parametrize("dropped", ["metagradient", "random"])
+def test_collect_has_no_gain_over_other_runs(dropped):
+    frame = make_frame(KINDS["cost"])
+    frame = frame[(frame["canary"] != dropped) | (frame["run"] != "2") | (frame["training"] != "sgd")]
+    table = make_table("cost", frame=frame).set_index(["training", "canary"])
+    missing = {kind for kind in ("mislabeled", "gradient_max", "metagradient") if dropped in ("random", kind)}
+    for name in ("epsilon_gain", "epsilon_gain_low", "seconds_per_epsilon"):
+        found = table.loc["sgd", name].drop(index=["random", "mislabeled"])
+        assert set(found.index[found.isna()]) == missing - {"mislabeled"}
+        assert table.loc["dpsgd", name].drop(index=["random", "mislabeled"]).notna().all()
+
+
+def test_collect_pairs_runs_whatever_runs_another_kind_has():
+    frame = make_frame(KINDS["cost"])
+    more = frame[(frame["canary"] == "mislabeled") & (frame["run"] == "0")].assign(run="4")
+    found = make_table("cost", frame=pd.concat([frame, more])).set_index(["training", "canary"])
+    expected = make_table("cost", frame=frame).set_index(["training", "canary"])
+    for training in ("sgd", "dpsgd"):
+        assert found["epsilon_gain"][training, "metagradient"] == expected["epsilon_gain"][training, "metagradient"]
+        assert np.isnan(found["epsilon_gain"][training, "mislabeled"])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +270,16 @@ def test_latex_is_ascii_and_balanced(by):
 
 def test_note_says_what_rows_share_and_names_the_device():
     text = comparison_table.note(make_table("cost"))
-    for words in ("Minutes of Some CPU", "Steinke et al. 2023", "protocol corrected", "canaries 100", "runs 4"):
+    for words in (
+        "Minutes of Some CPU",
+        "that of its last attempt",
+        "proxies of Gradient Max",
+        "run by run",
+        "Steinke et al. 2023",
+        "protocol corrected",
+        "canaries 100",
+        "runs 4",
+    ):
         assert words in text
     assert "canaries 100" not in comparison_table.note(make_table("num_canaries"))
     frame = make_frame(KINDS["start"], datasets=("digits", "mnist"))

@@ -43,10 +43,9 @@ def test_points_by_model_and_cost_are_the_kinds(by):
         ("cost", {"a": OPTIMIZED}, "canaries: got [] of family random, expected one"),
         ("cost", {"r": RANDOM, "s": RANDOM, "a": OPTIMIZED}, "canaries: got ['r', 's'] of family random"),
         ("cost", {"r": RANDOM}, "canaries: got ['r'], expected at least one kind that is optimised"),
-        (
-            "cost",
-            {"r": RANDOM, "a": {**OPTIMIZED, "num_canaries": 25}},
-            "canaries: got kinds of num_canaries [25, 100]",
+        *(
+            (by, {"r": RANDOM, "a": {**OPTIMIZED, "num_canaries": 25}}, "canaries: got kinds of num_canaries [25, 100]")
+            for by in ("start", "model", "cost")
         ),
     ],
 )

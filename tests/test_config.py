@@ -172,6 +172,14 @@ def test_check_takes_comparisons(by, kinds, trainings, found):
             {"canaries": ["random", "again"], "by": "start", "kinds": {"again": {"family": "random"}}},
             "comparisons.mine.canaries: got random and again, both not optimised with start random",
         ),
+        (
+            {
+                "canaries": ["random", "more"],
+                "by": "model",
+                "kinds": {"more": {"family": "mislabeled", "num_canaries": 12}},
+            },
+            "comparisons.mine.canaries: got kinds of num_canaries [10, 12], expected the same number of each",
+        ),
         ({"canaries": ["random"]}, "comparisons.mine: expected a key 'by'"),
         ({"canaries": [], "by": "start"}, "comparisons.mine.canaries: got [], expected at least 1 item(s)"),
     ],
@@ -213,6 +221,66 @@ def with_tan(path, value):
     *parents, last = path.split(".")
     functools.reduce(operator.getitem, parents, config)[last] = value
     return config
+
+
+LEDGER = {"trainings": ["dpsgd"]}
+
+
+def with_ledger(path=None, value=None, **chosen):
+    """The tiny config with a ledger of its private training in the independent game, and one value changed."""
+    config = read("tests/tiny.yaml") | {"ledger": LEDGER | chosen}
+    config["trainings"]["dpsgd"]["game"] = "independent"
+    if path:
+        *parents, last = path.split(".")
+        functools.reduce(operator.getitem, parents, config)[last] = value
+    return config
+
+
+def test_config_without_a_ledger_makes_none():
+    assert complete(read("tests/tiny.yaml"))["ledger"]["trainings"] == []
+
+
+def test_ledger_takes_the_kinds_of_as_many_canaries():
+    both = with_ledger("trainings.dpsgd.canaries", ["random", "metagradient"])
+    assert message(both) is None
+    assert _config.ledger_kinds(complete(both), "dpsgd") == ["random", "metagradient"]
+    both["canaries"]["kinds"]["metagradient"]["num_canaries"] = 4
+    assert message(both) is None
+    assert _config.ledger_kinds(complete(both), "dpsgd") == ["random"]
+    both["ledger"]["canaries"] = ["random"]
+    assert _config.ledger_kinds(complete(both), "dpsgd") == ["random"]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (with_ledger(trainings=["dp"]), "ledger.trainings: got 'dp', expected one of sgd, dpsgd"),
+        (with_ledger(trainings=["sgd"]), "ledger.trainings: got 'sgd', expected trainings of algorithm dpsgd with"),
+        (with_ledger("trainings.dpsgd.game", "paired"), "ledger.trainings: got 'dpsgd', expected trainings of algor"),
+        (
+            with_ledger("trainings.dpsgd.options.clipping", {"name": "per_layer"}),
+            "ledger.trainings: got 'dpsgd', expected trainings of algorithm dpsgd with clipping flat",
+        ),
+        (
+            with_ledger(canaries=["metagradient"]),
+            "ledger.canaries: got 'metagradient', expected one of trainings.dpsgd.canaries: random",
+        ),
+        (
+            with_ledger("canaries.kinds.random.num_canaries", 4),
+            "ledger.trainings: got 'dpsgd', expected a training with a kind of canaries.num_canaries = 10 canaries",
+        ),
+        (
+            with_ledger("canaries.kinds.random.num_canaries", 4, canaries=["random"]),
+            "ledger.canaries: got 'random', expected kinds of canaries.num_canaries = 10 canaries",
+        ),
+        (with_ledger(auditor="order_statistic"), "ledger.auditor: got 'order_statistic', expected one of audit.audit"),
+        (with_ledger(canaries=[]), "ledger.canaries: got [], expected at least 1 item(s)"),
+    ],
+)
+def test_check_names_what_is_wrong_in_the_ledger(config, expected):
+    found = message(config)
+    assert found is not None
+    assert found.startswith(expected)
 
 
 def test_config_without_tan_searches_nothing():
@@ -456,6 +524,31 @@ def test_config_without_metasmoothness_measures_none():
             "canaries.kinds.norm.training.noise_multiplier: got None, expected a number, since no target epsilon",
         ),
         ("canaries.kinds.metagradient.objective", {"name": "loss"}, "canaries.kinds.metagradient.objective.name: got"),
+        (
+            "canaries.kinds.metagradient.objective",
+            {"temperature": 1.0},
+            "canaries.kinds.metagradient.objective: expected a key 'name'",
+        ),
+        (
+            "canaries.kinds.metagradient.objective",
+            {"name": "logit_gap", "temperature": 1.0},
+            "canaries.kinds.metagradient.objective: unknown key 'temperature', expected ['name']",
+        ),
+        (
+            "canaries.kinds.metagradient.objective",
+            {"name": "separation", "winsorized": 0.5},
+            "canaries.kinds.metagradient.objective.winsorized: got 0.5, expected a number < 0.5",
+        ),
+        (
+            "canaries.kinds.metagradient.objective",
+            {"name": "soft_guesses", "share": 0},
+            "canaries.kinds.metagradient.objective.share: got 0, expected a number > 0",
+        ),
+        (
+            "canaries.kinds.metagradient.interference",
+            -1,
+            "canaries.kinds.metagradient.interference: got -1, expected a number >= 0",
+        ),
         ("canaries.kinds.metagradient.update", {"name": "sgd"}, "canaries.kinds.metagradient.update.name: got 'sgd'"),
         ("canaries.kinds.metagradient.update", {"name": "adam"}, "canaries.kinds.metagradient.update: expected a key"),
         ("canaries.kinds", {"My kind": {}}, "canaries.kinds: got the name 'My kind', expected one that matches ^[a-z]"),
@@ -686,8 +779,7 @@ def plain(value):
         ("optimizer", recipes.Optimizer, ["options"]),
         ("signed", optimization.SignedUpdate, []),
         ("adam", optimization.AdamUpdate, []),
-        ("loss_gap", objectives.LossGap, []),
-        ("smooth_auroc", objectives.SmoothAUROC, []),
+        *((name, cls, []) for name, cls in objectives.OBJECTIVES.items()),
         ("metagradient_kind", optimization.Optimization, ["objective", "update", "recipe"]),
         ("gradient_max_kind", gradient_max.GradientMax, ["update", "recipe"]),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from test_config import NORM_KIND, complete, read
 
 from metacanary import recipes, store
@@ -33,9 +34,21 @@ def config():
     return complete(read("tests/tiny.yaml"))
 
 
-def test_costs_count_the_jobs_that_snakemake_plans(config, tmp_path):
+ADDED = {
+    "accuracy": {"trainings": ["dpsgd"], "canary": "random"},
+    "comparisons": {"mine": {"canaries": ["random", "metagradient"], "by": "start"}},
+    "ledger": {"trainings": ["dpsgd"]},
+}
+
+
+@pytest.mark.parametrize("added", [{}, ADDED], ids=["tiny", "more"])
+def test_costs_count_the_jobs_that_snakemake_plans(tmp_path, added):
+    config = read("tests/tiny.yaml") | added
+    config["trainings"]["dpsgd"]["game"] = "independent"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    config = complete(config)
     call = [sys.executable, "-m", "snakemake", "--dry-run", "--directory", str(tmp_path), "--snakefile"]
-    call += [str(ROOT / "Snakefile"), "--configfile", str(ROOT / "tests/tiny.yaml"), "--", "all", "metasmoothness"]
+    call += [str(ROOT / "Snakefile"), "--configfile", str(tmp_path / "config.yaml"), "--", "all", "metasmoothness"]
     text = subprocess.run(call, capture_output=True, text=True, check=True).stdout
     table = re.search(r"^job +count\n[- ]+\n(.*?)\ntotal", text, re.MULTILINE | re.DOTALL).group(1)
     planned = {name: int(count) for name, count in map(str.split, table.splitlines())}

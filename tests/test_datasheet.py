@@ -1,12 +1,14 @@
 """The data sheet of a bundle."""
 
 import re
+from pathlib import Path
 
 import fake_results
 import pandas as pd
 import pytest
 
-from metacanary import bundle, bundle_layout
+from metacanary import auditors, bundle, bundle_layout, datasheet
+from metacanary.bundle_layout import Cell
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +55,35 @@ def test_terms_settings_and_versions_are_there(sheet):
     assert "{" not in sheet.replace("{json", "")  # no template is left open
 
 
-def test_example_runs_as_printed(folder, sheet, monkeypatch):
-    monkeypatch.chdir(folder)
+@pytest.mark.parametrize("first", fake_results.CELLS)
+def test_example_takes_the_last_step_of_one_cell_as_printed(tmp_path, monkeypatch, first):
+    """Where other data sets, and other epsilons of the same training, stand beside it."""
+    others = [first | {"dataset": "digits-train100"}, first | {"epsilon": "4"}, first | {"epsilon": "0.5"}]
+    results = fake_results.write(tmp_path / "results", cells=[first, *others])
+    bundle.write(results, tmp_path / "bundle", config={})
+    monkeypatch.chdir(tmp_path / "bundle")
+    sheet = Path("datasheet.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", sheet, re.DOTALL)
     names = {}
     exec(code, names)
-    assert len(names["game"]) == 2 * 2 * fake_results.NUM_CANARIES  # runs, steps, canaries
+    game = names["game"]
+    assert len(game) == 2 * fake_results.NUM_CANARIES  # the audited runs
+    assert not game.duplicated(["run", "canary_id"]).any()
+    assert game["step"].unique().tolist() == [20]
+    found = game[["dataset", "canary", "training", "epsilon"]].drop_duplicates().to_dict("records")
+    assert found == [first | {"epsilon": float(first["epsilon"])}]
+
+
+@pytest.mark.parametrize(("names", "shown"), [(["rmia", "logit_margin"], "logit_margin"), (["rmia"], "negative_loss")])
+def test_example_shows_a_score_that_is_stored(names, shown):
+    """Scores relative to reference models are made of others when they are audited."""
+    cell = Cell(**fake_results.CELLS[1], num_blocks=1, audit={"scores": names})
+    assert f"score == '{shown}'" in datasheet._example(cell)
+
+
+def test_limits_except_what_holds_at_no_level(sheet):
+    limits = " ".join(sheet.partition("## Limits")[2].split())
+    assert "Rows with protocol `paper` (`assumption` is `none`) are no bounds" in limits
+    assert "those with assumption `credible` (auditor `credible_rates`) no confidence bounds" in limits
+    (credible,) = (auditor for auditor in auditors.AUDITORS if auditor.name == "credible_rates")
+    assert credible.assumption == "credible"

@@ -342,6 +342,14 @@ def test_figure2_names_a_far_ceiling_and_keeps_the_data_readable():
     assert left.dataLim.y1 > 0.6 * left.get_ylim()[1]
 
 
+def test_figure2_names_a_range_of_ceilings_and_draws_none():
+    frame = make_frame(scale=1.5)
+    frame.loc[frame["canary"] == "random", "ceiling"] -= 1
+    left, _ = figures.figure2(frame, **CHOICE).axes
+    assert remarks_of(left) == ["ceiling 2.50 to 3.50 (one run)", "ceiling 4.25 to 5.25 (pooled)"]
+    assert not any("ceiling" in name for name in labels_of(left))
+
+
 def test_figure2_shows_a_finite_accounted_epsilon():
     near = figures.figure2(make_frame(epsilon=1.0, epsilon_accounted=0.98), **CHOICE).axes[0]
     far = figures.figure2(make_frame(epsilon=8.0, epsilon_accounted=7.9), **CHOICE).axes[0]
@@ -536,6 +544,7 @@ def make_config(*, start, objective, protocol, epsilon, comparison):
         "tan": {"training": "dpsgd", "batch_size": 32, "num_validation": 100, "num_runs": 4},
         "tables": {"protocol": "corrected", "score": "negative_loss"},
         "accuracy": {"trainings": ["sgd", "dpsgd"], "canary": "random"},
+        "ledger": {"trainings": ["dpsgd"], "auditor": "fdp_gaussian", "canaries": None},
         "comparisons": {comparison: {"canaries": ["random", "metagradient"], "by": comparison, "auditor": "steinke"}},
     }
 
@@ -583,4 +592,5 @@ def test_captions_are_all_there():
         "comparison",
         "audits",
         "accuracy",
+        "ledger",
     }

@@ -17,7 +17,7 @@ from metacanary.families import make
 from metacanary.gradient_max import GradientMax, log_norm_slopes, maximize, train_proxies
 from metacanary.interruption import Stopped
 from metacanary.optimization import AdamUpdate, MetaState, SignedUpdate
-from metacanary.recipes import DPSGD, EMA, SGD
+from metacanary.recipes import DPSGD, EMA, SGD, Augmentation
 from metacanary.runs import Pool
 
 NUM_CANARIES = 12
@@ -151,7 +151,7 @@ def test_microbatches_change_rounding_alone(start, proxies, size):
 
 
 @UPDATES
-def test_a_canary_without_gradient_stays_where_it_is(digits, update):
+def test_a_canary_without_gradient_from_the_start_stays_where_it_is(digits, update):
     """Guarantee: no NaN at a norm of 0; the geometric mean of norms is then 0, their mean is not."""
     blank = make("random", *digits, num_canaries=4, num_classes=10, seed=0)
     pixels = blank.images.copy()
@@ -164,6 +164,23 @@ def test_a_canary_without_gradient_stays_where_it_is(digits, update):
         assert np.abs(state.images[1:] - blank.images[1:]).max() > 0.04
         assert row["geometric_mean_gradient_norm"] == 0
         assert row["mean_gradient_norm"] > 0.1
+
+
+def test_a_canary_that_loses_its_gradient_goes_on_by_momentum(start, proxies):
+    """So the guarantee is of canaries without gradient from the start: here all proxies become 0 after a step."""
+    (moved, _), *_ = run(replace(SETTINGS, num_steps=1), start, proxies)
+    flat = [jax.tree.map(jnp.zeros_like, proxy) for proxy in proxies]
+    black = replace(moved, images=np.zeros_like(moved.images))  # without a bias, a picture of zeros has no gradient
+    state, row = next(maximize(SETTINGS, MODEL, start, flat, resume=black))
+    assert row["mean_gradient_norm"] == 0
+    assert (state.images != 0).any()
+
+
+def test_norms_are_of_the_image_without_augmentation(start, proxies):
+    augmented = replace(PRIVATE, augmentation=Augmentation(multiplicity=3, flip=True, crop_padding=2))
+    found = log_norm_slopes(replace(SETTINGS, recipe=augmented), MODEL, proxies, start.images, start.label)[0]
+    expected = np.stack([naive_log_norms(MODEL, p, start.images, start.label) for p in proxies])
+    np.testing.assert_allclose(np.log(found), expected, rtol=0, atol=1e-4)
 
 
 @UPDATES

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 
 from metacanary import metagradient, scores, store, training
 from metacanary.families import make
+from metacanary.interference import interference
 from metacanary.interruption import Stopped
-from metacanary.objectives import LossGap, SmoothAUROC, logit_margin
+from metacanary.objectives import LogitGap, LossGap, Separation, SmoothAUROC, SoftGuesses, logit_margin
 from metacanary.optimization import (
     AdamUpdate,
     MetaState,
@@ -121,9 +122,13 @@ def draws(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "complement"), [(RECIPE, False), (RECIPE, True), (PRIVATE, True)], ids=["sgd", "complement", "dpsgd"]
+    ("recipe", "complement", "weight"),
+    [(RECIPE, False, 0.0), (RECIPE, True, 0.0), (RECIPE, False, 3.0), (PRIVATE, True, 0.0)],
+    ids=["sgd", "complement", "interference", "dpsgd"],
 )
-def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, recipe, complement, draws, monkeypatch):
+def test_optimize_uses_the_total_derivative_averaged_over_splits(
+    pool, start, recipe, complement, weight, draws, monkeypatch
+):
     """The gradient that the update is given, against plain autodiff through the unrolled runs; float32, so 1e-4."""
     given = []
 
@@ -133,7 +138,7 @@ def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, re
 
     probe = optax.GradientTransformation(lambda params: (), update)
     monkeypatch.setattr(SignedUpdate, "optimizer", lambda self: probe)
-    settings = replace(SETTINGS, recipe=recipe, num_metasteps=1, complement=complement)
+    settings = replace(SETTINGS, recipe=recipe, num_metasteps=1, complement=complement, interference=weight)
     ((_, row),) = run(settings, pool, start)
 
     step = training.step_function(recipe, MODEL)
@@ -143,7 +148,8 @@ def test_optimize_uses_the_total_derivative_averaged_over_splits(pool, start, re
     def objective(pixels, state, included):
         end = jax.lax.scan(lambda s, t: (step(s, pixels, t), None), state, jnp.arange(30, dtype=jnp.int32))[0]
         logits = MODEL.apply({"params": end["params"]}, pixels)
-        return SETTINGS.objective(logits, jnp.asarray(start.label), included)
+        value = SETTINGS.objective(logits, jnp.asarray(start.label), included)
+        return value + weight * interference(MODEL, end["params"], pixels, jnp.asarray(start.label))
 
     values, gradients = [], []
     for seed, included, _ in list(draws):
@@ -297,6 +303,15 @@ def test_optimize_without_the_path_through_training_does_not(pool, start, settin
     assert unseen(pool, start, end.images)[0] < at_least
 
 
+@pytest.mark.parametrize(
+    "objective", [LogitGap(), Separation(), Separation(winsorized=0.1), SoftGuesses(temperature=0.5)], ids=repr
+)
+def test_optimize_raises_auroc_by_any_objective(pool, start, objective):
+    """From chance (0.50 +- 0.03) in 12 metasteps to 0.98, 0.90, 0.95 and 0.98, when written."""
+    end, _ = run(replace(SETTINGS, objective=objective, num_metasteps=12, complement=True), pool, start)[-1]
+    assert unseen(pool, start, end.images)[0] > 0.85
+
+
 def test_optimize_lowers_the_loss_gap_on_unseen_models(pool, start):
     """From -0.02 to -2.5 when written."""
     update = SignedUpdate(step_size=0.05)
@@ -315,6 +330,19 @@ def test_optimize_stops_when_training_diverges(pool, start):
 def test_optimization_rejects_by_key_and_value(name, value):
     with pytest.raises(ValueError, match=f"{name}: got {value}, expected an integer >= {value + 1}"):
         replace(SETTINGS, **{name: value})
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_optimization_rejects_interference(weight):
+    with pytest.raises(ValueError, match=f"interference: got {weight}, expected a number >= 0"):
+        replace(SETTINGS, interference=weight)
+
+
+def test_optimize_lowers_interference(pool, start):
+    """On the models that are differentiated: the objective, of which interference is a thousandfold part, falls."""
+    weighted = replace(SETTINGS, interference=1000.0, num_metasteps=12, update=SignedUpdate(step_size=0.02))
+    first, *_, last = [row["objective"] for _, row in run(weighted, pool, start)]
+    assert last < 0.8 * first
 
 
 class Killed(BaseException):

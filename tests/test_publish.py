@@ -22,8 +22,14 @@ def results(root, tmp_path):
         shutil.copy(published / path.name if name != publish.SUMMARY else published / "epsilon.csv.gz", path)
     summary = tmp_path / "results/digits" / publish.SUMMARY
     summary.write_bytes(gzip.decompress(summary.read_bytes()))
-    settings = {"settings": json.loads((published / documents.SETUP).read_text()) | {"inputs": {}}}
-    (tmp_path / "results/digits/tables/reproduction.provenance.json").write_text(json.dumps(settings))
+    setup = json.loads((published / documents.SETUP).read_text())
+    for name, inputs in {
+        **{f"tables/{name}": {"summary": "c"} for name in ("bounds", "table1", "table2", "reproduction")},
+        "figures/figure1": {"canaries": "k"},
+        "figures/figure2": {"summary": "c"},
+    }.items():
+        settings = {"settings": (setup if name == "tables/reproduction" else {}) | {"inputs": inputs}}
+        (tmp_path / f"results/digits/{name}.provenance.json").write_text(json.dumps(settings))
     made = {"device": {"kind": "cpu"}, "versions": {"jax": "1"}, "config_digest": "c"}
     made["code_digests"] = {"make_canaries": ["a"], "train_audit_models": ["b"]}
     (tmp_path / "results/digits/summary/epsilon.provenance.json").write_text(json.dumps(made))
@@ -57,6 +63,22 @@ def test_publish_copies_and_renews_the_documents(results):
     assert text.startswith(f"above\n\n{MARK}\n| training")
     assert text.endswith("<!-- end of table -->\n\nbelow\n")
     assert "old numbers" not in text
+
+
+def test_publish_takes_along_what_only_some_configs_ask_for(results):
+    for name, inputs in (("tables/comparison_start", {"summary": "c"}), ("figures/comparison_start", {"table": "d"})):
+        (results / f"{name}.provenance.json").write_text(
+            json.dumps({"config_digest": "d", "settings": {"inputs": inputs}})
+        )
+    for name in ("tables/comparison_start.csv", "tables/comparison_start.md", "figures/comparison_start.png"):
+        (results / name).write_text(name)
+    docs = run(results)
+    assert (docs / "comparison_start.csv").read_text() == "tables/comparison_start.csv"
+    assert (docs / "comparison_start.png").read_text() == "figures/comparison_start.png"
+    other = json.dumps({"settings": {"inputs": {"table": "another"}}})
+    (results / "figures/comparison_start.provenance.json").write_text(other)
+    with pytest.raises(ValueError, match=r"comparison_start\.png"):
+        run(results)
 
 
 def test_publish_keeps_how_the_experiment_was_set_up(results, root):
@@ -108,6 +130,16 @@ def test_publish_refuses_results_of_mixed_code(results):
     assert not (results.parents[1] / "docs").exists()
 
 
+@pytest.mark.parametrize("name", ["tables/bounds.csv", "tables/reproduction.csv", "figures/figure2.png"])
+def test_publish_refuses_what_was_made_of_another_summary(results, name):
+    """As a table that an earlier config left."""
+    path = (results / name).with_suffix(".provenance.json")
+    path.write_text(path.read_text().replace('"summary": "c"', '"summary": "old"'))
+    with pytest.raises(ValueError, match=rf"{name}' was made with another config \(digest old, expected c\)"):
+        run(results)
+    assert not (results.parents[1] / "docs").exists()
+
+
 def test_publish_twice_changes_nothing(results):
     def files(docs):
         return {path: path.read_bytes() for path in [docs.parents[2] / "README.md", *docs.iterdir()]}
@@ -129,6 +161,8 @@ def test_publish_copies_an_experiment_without_audits(results, names):
         (results / name).write_text(f"the text of {name}\n")
     made = json.loads((results / "summary/epsilon.provenance.json").read_text())
     (results / names[1]).write_text(json.dumps(made | {"config_digest": "m"}))
+    figure = (results / names[-1]).with_suffix(".provenance.json")
+    figure.write_text(json.dumps({"settings": {"inputs": {"table": "m"}}}))
     (results / publish.PUBLISHED[0]).unlink()
     (results.parents[1] / "README.md").write_text("no table")
     docs = run(results)
@@ -136,3 +170,6 @@ def test_publish_copies_an_experiment_without_audits(results, names):
         ["made_on.json", *(name.split("/")[1] for name in names)]
     )
     assert json.loads((docs / "made_on.json").read_text())["config_digest"] == "m"
+    figure.write_text(json.dumps({"settings": {"inputs": {"table": "old"}}}))
+    with pytest.raises(ValueError, match=rf"{names[-1]}' was made with another config"):
+        run(results)

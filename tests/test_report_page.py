@@ -204,6 +204,23 @@ def test_page_of_kinds_that_differ_between_trainings():
     assert text.count('class="chart"') == 3 + 2 + 2 + 2
 
 
+def test_page_says_which_bounds_hold_at_no_level(tree):
+    (lede,) = [each for each in tree.all("p") if each.attributes.get("class") == "lede"]
+    words = " ".join(lede.words().split())
+    assert "wrong with probability 0.05 at most, but for two that have no such level" in words
+    assert {"paper", "credible"} <= {each.text for each in lede.all("em")}
+
+
+def test_page_says_that_chance_alone_orders_canaries(tree):
+    (section,) = tree.all("section", id="canaries")
+    assert "of a kind that hardly leaks, the order is noise" in " ".join(section.words().split())
+
+
+def test_page_says_that_costs_are_of_last_attempts(tree):
+    (section,) = tree.all("section", id="cost")
+    assert "only the last attempt is counted" in " ".join(section.words().split())
+
+
 def test_page_without_costs_says_so():
     arguments = (report_results.frame(), report_results.shown_scores(), report_results.pictures())
     text = report_page.render(*arguments, report_results.COSTS.iloc[:0], report_results.FACTS)

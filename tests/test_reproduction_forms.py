@@ -64,6 +64,14 @@ def test_reasons_are_given_once_by_letter(published):
     assert list(reproduction_forms.printed(table)["verdict"]) == ["not comparable (a)", "not comparable (b)"]
 
 
+def test_reasons_of_many_cells_go_on_after_z(published):
+    cells = [setup(model=f"model{place}")[0] | {"canary": f"kind{place:02}"} for place in range(30)]
+    frames = [make_frame([0.1] * 5, canary=cell["canary"]) for cell in cells]
+    table = reproduction.compare(pd.concat(frames), one(published), cells, **NAMES)
+    letters = [line.partition(" ")[0] for line in reproduction_forms.reasons(table)]
+    assert letters == [f"({letter})" for letter in [*"abcdefghijklmnopqrstuvwxyz", "aa", "ab", "ac", "ad"]]
+
+
 def test_markdown_has_note_table_and_reasons(table):
     text = reproduction_forms.markdown(table)
     for words in (

@@ -1,6 +1,7 @@
 """Tests of the workflow: its graph, what reruns what, its scripts from end to end, and what a kill leaves."""
 
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import itertools
@@ -541,7 +542,10 @@ def test_running_explains_an_error_in_one_line(tmp_path, monkeypatch, capsys, er
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (ROOT / "config" / "digits.yaml", {"optimize_canaries": 2, "collect_epsilon": 1}),
+        (
+            ROOT / "config" / "digits.yaml",
+            {"optimize_canaries": 2, **dict.fromkeys(("score_dirac", "audit_dirac", "make_ledger", "plot_ledger"), 1)},
+        ),
         (None, {"make_canaries": 3, "pretrain_model": 1, "train_audit_models": 540, "compute_epsilon": 60}),
     ],
 )
@@ -711,6 +715,80 @@ def test_recipes_of_tan_are_simulations_but_for_the_full_run():
     assert (full.target.epsilon, full.sampling_prob, full.learning_rate) == (8.0, 0.02, 1.0)
 
 
+DIRAC_CELL = {"dataset": "digits", "training": "dpsgd", "epsilon": "8"}
+LEDGER = {"dirac": DIRAC_CELL, "dirac_audits": DIRAC_CELL, "ledger": {}, "ledger_figure": {}}
+LEDGER_TINY = {"trainings.dpsgd.game": "independent", "ledger": {"trainings": ["dpsgd"]}}
+
+
+def ledger_stages(path=None, value=None):
+    """The stages of the tiny config with a ledger, and one value changed."""
+    config = read("tests/tiny.yaml")
+    for key, new in (LEDGER_TINY | ({path: value} if path else {})).items():
+        *parents, last = key.split(".")
+        functools.reduce(operator.getitem, parents, config)[last] = new
+    return _stages.Stages(complete(config))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("seed", 2, {*LEDGER}),
+        ("canaries.num_canaries", 12, {*LEDGER}),
+        ("delta", 1e-6, {*LEDGER}),
+        ("audit.accountant", "rdp", {*LEDGER}),
+        ("trainings.dpsgd.options.num_steps", 4, {*LEDGER}),
+        ("trainings.dpsgd.num_surrogate_runs", 2, {*LEDGER}),
+        ("audit.guess_fraction", 1.0, {*LEDGER} - {"dirac"}),
+        ("significance", 0.01, {*LEDGER} - {"dirac"}),
+        ("tables.protocol", "fixed", {*LEDGER} - {"dirac"}),
+        ("ledger.auditor", "steinke", {*LEDGER} - {"dirac"}),
+        ("canaries.kinds.metagradient.num_metasteps", 3, {"ledger", "ledger_figure"}),  # they share the summary
+        ("trainings.dpsgd.options.learning_rate", 2.0, {"ledger", "ledger_figure"}),
+        ("figures.figure1_num_shown", 4, set()),
+    ],
+)
+def test_settings_of_the_ledger_hold_what_it_depends_on_and_no_more(path, value, changed):
+    stages = ledger_stages(), ledger_stages(path, value)
+    first, other = ({name: s.digest(name, **cell) for name, cell in LEDGER.items()} for s in stages)
+    assert {name for name in LEDGER if first[name] != other[name]} == changed
+
+
+def test_dirac_canaries_are_in_the_runs_that_are_audited():
+    stages = ledger_stages()
+    blocks = [stages.settings("models", **CELL, block=str(block)) for block in stages.blocks("dpsgd")]
+    found = stages.settings("dirac", **DIRAC_CELL)
+    for name in ("runs", "roles", "seeds"):
+        assert found[name] == [value for block in blocks for value in block[name]]
+    assert found["num_canaries"] + found["num_others"] == 1437
+
+
+@pytest.mark.slow
+def test_target_ledger_audits_dirac_canaries_beside_the_others(tmp_path):
+    """In the runs of all roles, with their coins; then nothing is left to do."""
+    chosen = {path.replace(".", "__"): value for path, value in LEDGER_TINY.items()}
+    config = changed(tmp_path, **chosen, trainings__sgd__canaries=["random"])
+    planned = counts(snakemake(tmp_path, "--dry-run", "--", "ledger", config=config).text)
+    assert [planned[name] for name in ("score_dirac", "audit_dirac", "make_ledger", "plot_ledger")] == [1, 1, 1, 1]
+    assert "optimize_canaries" not in planned
+    run = snakemake(tmp_path, "--", "ledger", config=config)
+    assert run.status == 0, run.text
+    results = tmp_path / "results/tiny"
+    table = pd.read_csv(results / "tables/ledger.csv")
+    assert table["claim"].tolist()[:5] == [
+        *("accounted, RDP", "accounted, PLD", "last iterate, heuristic", "Dirac, all iterates", "Dirac, last iterate")
+    ]
+    assert table["num_runs"].dropna().eq(3).all()
+    assert (results / "figures/ledger.png").stat().st_size > 10_000
+    scores = pd.read_csv(results / "dirac/digits/dpsgd/eps8/scores.csv")
+    models = pd.concat(pd.read_csv(path) for path in (results / "scores/digits/random/dpsgd/eps8").glob("block*.csv"))
+    coins = [
+        rows.drop_duplicates(["run", "canary_id"]).set_index(["run", "canary_id"])["included"].sort_index()
+        for rows in (scores, models)
+    ]
+    pd.testing.assert_series_equal(*coins)
+    assert "Nothing to be done" in snakemake(tmp_path, "--dry-run", "--", "ledger", config=config).text
+
+
 COMPARISONS = {
     "starts": {"canaries": ["random", "metagradient"], "by": "start"},
     "expense": {"canaries": ["random", "metagradient"], "by": "cost"},
@@ -761,11 +839,42 @@ def test_costs_are_of_the_jobs_that_are_compared():
     assert not any(_stages.Stages(complete(read("tests/tiny.yaml"))).costs().values())
 
 
-def test_figures_depend_on_the_style_sheet(stages, monkeypatch, tmp_path):
-    before = {name: stages.digest(name) for name in ("figure1", "figure2", "metasmoothness_figure", "table1")}
+STYLED = {
+    **{name: {} for name in ("figure1", "figure2", "metasmoothness_figure", "report_page")},
+    **{name: {} for name in ("tan_figure", "accuracy_figure", "ledger_figure")},
+    "comparison_figure": {"comparison": "starts"},
+}
+UNSTYLED = {
+    **{name: {} for name in ("table1", "tan_table", "accuracy", "ledger")},
+    "comparison": {"comparison": "starts"},
+}
+
+
+def style_digests():
+    """Digests of all figures and of the tables that they are drawn from."""
+    config = read("tests/tiny.yaml") | {"tan": TAN, "comparisons": COMPARISONS, "ledger": {"trainings": ["dpsgd"]}}
+    config["trainings"]["dpsgd"]["game"] = "independent"
+    config["accuracy"] = {"trainings": ["dpsgd"], "canary": "random"}
+    found = _stages.Stages(complete(config))
+    return {name: found.digest(name, **wildcards) for name, wildcards in (STYLED | UNSTYLED).items()}
+
+
+def test_figures_depend_on_the_style_sheet(monkeypatch):
+    before = style_digests()
     monkeypatch.setattr(_stages, "figure_style", lambda: "other")
+    after = style_digests()
+    assert {name for name in before if after[name] != before[name]} == {*STYLED}
+
+
+@pytest.mark.parametrize("name", ["description", "url", "licence", "class_names"])
+def test_bundle_depends_on_what_it_says_of_data_sets(stages, monkeypatch, name):
+    """The registry is no part of the digest of code."""
+    sources = data.SOURCES | {"digits": dataclasses.replace(data.SOURCES["digits"], **{name: "other"})}
+    before = stages.digest("bundle")
+    monkeypatch.setattr(data, "SOURCES", sources)
     other = _stages.Stages(complete(read("tests/tiny.yaml")))
-    assert {name for name, digest in before.items() if other.digest(name) != digest} == {*before} - {"table1"}
+    assert other.digest("bundle") != before
+    assert other.digest("report_page") == stages.digest("report_page")
 
 
 def test_target_of_a_comparison_makes_it_alone(tmp_path):
@@ -1336,6 +1445,28 @@ def test_figure_is_redrawn_to_the_same_bytes_alone(copied):
     assert run.status == 0, run.text
     assert counts(run.text) == {"plot_figure2": 1}
     assert [file.read_bytes() for file in files] == before
+
+
+def test_costs_of_the_page_are_those_of_its_own_jobs(copied, stages):
+    """Jobs of an older config leave their benchmarks in the same folder."""
+    results = copied / "results" / "tiny"
+    for name in ("removed/sgd/epsinf/block0", "random/sgd/epsinf/block7"):
+        stale = results / f"benchmarks/train_audit_models/digits/{name}.tsv"
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.write_text("s\tmax_rss\n1000000\t5\n", encoding="utf-8")
+    run = snakemake(copied, "--allowed-rules", "make_report_page", "--force", "--", "results/tiny/audits.html")
+    assert run.status == 0, run.text
+    page = (results / "audits.html").read_text(encoding="utf-8")
+    jobs = re.findall(r'<th scope="row"><code>(\w+)</code></th><td class="number">(\d+)</td>', page)
+    num_blocks = len(stages.bundled()["scores"])
+    assert {name: int(number) for name, number in jobs} == {
+        "make_canaries": 1,
+        "optimize_canaries": 1,
+        "train_audit_models": num_blocks,
+        "score_membership": num_blocks,
+        "compute_epsilon": len(stages.cells()),
+        "collect_epsilon": 1,
+    }
 
 
 def test_bundle_holds_what_its_rule_lists(stages):

@@ -133,6 +133,11 @@ def of_costs(rule, pattern):
     return [pattern.replace("<cell>", CELL).format(**job) for job in STAGES.costs()[rule]]
 
 
+def of_ledger(pattern):
+    """Fills a path with every training and target epsilon of the ledger."""
+    return [pattern.format(**cell) for cell in STAGES.ledger_cells()]
+
+
 def compared_cost(wildcards):
     """An input function: what jobs cost, for a comparison by cost."""
     by_cost = config["comparisons"][wildcards.comparison]["by"] == "cost"
@@ -153,16 +158,17 @@ def bundled(name, pattern):
 
 COMPARISONS = [f"comparison_{name}" for name in config["comparisons"]]
 ACCURACY = ["accuracy"] if config["accuracy"]["trainings"] else []
+LEDGER = ["ledger"] if config["ledger"]["trainings"] else []
 METASMOOTHNESS = ["metasmoothness"] if VARIANTS else []
 TAN = ["tan"] if config["tan"]["training"] else []
 PRETRAINED = collect("<results>/pretrained/{pretraining}/model.npz", pretraining=config["pretrainings"])
 TABLES = {
     name: collect("<results>/tables/{n}.{s}", n=name, s=["csv", "md", "tex"])
-    for name in ["table1", "table2", "bounds", "reproduction", *ACCURACY, *METASMOOTHNESS, *TAN, *COMPARISONS]
+    for name in ["table1", "table2", "bounds", "reproduction", *ACCURACY, *LEDGER, *METASMOOTHNESS, *TAN, *COMPARISONS]
 }
 FIGURES = {
     name: collect("<results>/figures/{n}.{s}", n=name, s=["pdf", "png"])
-    for name in ["figure1", "figure2", *ACCURACY, *METASMOOTHNESS, *TAN, *COMPARISONS]
+    for name in ["figure1", "figure2", *ACCURACY, *LEDGER, *METASMOOTHNESS, *TAN, *COMPARISONS]
 }
 BUNDLE = [
     *collect("<results>/bundle/{name}", name=bundle_layout.FILES),
@@ -182,6 +188,6 @@ TARGETS = {
     "report_page": collect("<results>/audits.html"),
     **TABLES,
     **FIGURES,
-    **{name: TABLES[name] + FIGURES[name] for name in ACCURACY + METASMOOTHNESS + TAN + COMPARISONS},
+    **{name: TABLES[name] + FIGURES[name] for name in ACCURACY + LEDGER + METASMOOTHNESS + TAN + COMPARISONS},
     **({"comparisons": sum([TABLES[name] + FIGURES[name] for name in COMPARISONS], [])} if COMPARISONS else {}),
 }

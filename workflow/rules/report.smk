@@ -2,6 +2,21 @@
 
 TEMPLATES = [Path(workflow.basedir, "metacanary", f"report_page.{suffix}") for suffix in ("html", "css", "js")]
 
+# The jobs of this config that the audits need: they have ended, others may be running.
+AUDITED = STAGES.bundled()
+COSTED = {
+    "make_canaries": [kind for kind in AUDITED["canaries"] if kind["canary"] in PLAIN],
+    "optimize_canaries": [kind for kind in AUDITED["canaries"] if kind["canary"] in OPTIMIZED],
+    "pretrain_model": [{"pretraining": name} for name in sorted(config["pretrainings"])],
+    "train_audit_models": AUDITED["scores"],
+    "score_membership": AUDITED["scores"],
+    "compute_epsilon": AUDITED["audits"],
+    "collect_epsilon": AUDITED["summary"],
+}
+# As plain text: what Snakemake has is tied to its rule, which cannot be given to a script.
+PATTERNS = {name: str(getattr(rules, name).benchmark) for name in COSTED}
+BENCHMARKS = {name: [PATTERNS[name].format(**job) for job in COSTED[name]] for name in COSTED}
+
 
 rule make_report_page:
     input:
@@ -27,7 +42,7 @@ rule make_report_page:
         config_digest=config_digest("report_page"),
         code=sources("make_report_page.py"),
         templates=store.digest([path.read_text(encoding="utf-8") for path in TEMPLATES]),
-        benchmarks=str(Path(config["results_dir"], "benchmarks")),
+        benchmarks=BENCHMARKS,
     message:
         "Making the page of all audits"
     script:

@@ -82,6 +82,13 @@ def compared_trainings(config: Config, comparison: str) -> list[str]:
     return able if chosen["trainings"] is None else list(chosen["trainings"])
 
 
+def ledger_kinds(config: Config, training: str) -> list[str]:
+    """The canary kinds of a training's ledger: those that are named, or all of as many canaries as `canaries` says."""
+    named, audited = config["ledger"]["canaries"], config["trainings"][training]["canaries"]
+    equal = [kind for kind in audited if num_canaries(config, kind) == config["canaries"]["num_canaries"]]
+    return equal if named is None else list(named)
+
+
 def figure2_trainings(config: Config) -> list[str]:
     """The trainings of figure 2."""
     chosen = config["figures"]["figure2_training"]
@@ -113,6 +120,7 @@ def check(config: Config) -> None:
     _check_figures(config)
     _check_comparisons(config)
     _check_accuracy(config)
+    _check_ledger(config)
 
 
 def require(condition: bool, where: str, got: Any, expected: str) -> None:
@@ -419,6 +427,28 @@ def _check_accuracy(config: Config) -> None:
         require(name in trainings, "accuracy.trainings", name, f"one of {', '.join(trainings)}")
         expected = f"one of trainings.{name}.canaries: {', '.join(trainings[name]['canaries'])}"
         require(kind in trainings[name]["canaries"], "accuracy.canary", kind, expected)
+
+
+def _check_ledger(config: Config) -> None:
+    """Checks that the ledger's trainings have what Dirac canaries stand for, and kinds of as many canaries."""
+    chosen, trainings, number = config["ledger"], config["trainings"], config["canaries"]["num_canaries"]
+    for name in chosen["trainings"]:
+        require(name in trainings, "ledger.trainings", name, f"one of {', '.join(trainings)}")
+        training = trainings[name]
+        able = training["algorithm"] == "dpsgd" and training["game"] == "independent"
+        able = able and training["options"]["clipping"]["name"] == "flat"
+        expected = "trainings of algorithm dpsgd with clipping flat, in the independent game"
+        require(able, "ledger.trainings", name, expected)
+        audited = training["canaries"]
+        for kind in chosen["canaries"] or []:
+            expected = f"one of trainings.{name}.canaries: {', '.join(audited)}"
+            require(kind in audited, "ledger.canaries", kind, expected)
+            expected = f"kinds of canaries.num_canaries = {number} canaries, since Dirac canaries are as many"
+            require(num_canaries(config, kind) == number, "ledger.canaries", kind, expected)
+        expected = f"a training with a kind of canaries.num_canaries = {number} canaries"
+        require(bool(ledger_kinds(config, name)), "ledger.trainings", name, expected)
+        auditors, auditor = config["audit"]["auditors"], chosen["auditor"]
+        require(auditor in auditors, "ledger.auditor", auditor, f"one of audit.auditors: {', '.join(auditors)}")
 
 
 def _check_protocols(config: Config) -> None:

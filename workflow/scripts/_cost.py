@@ -219,9 +219,12 @@ def costs(config: dict[str, Any], measure: Measure, results: Path) -> dict[str, 
             seconds = block_seconds(settings, measure) if known is None else known
             found["train_audit_models"].add(seconds, num_bytes, "steps" if known is None else "finished jobs")
             found["score_membership"].jobs += 1
-    comparisons = config["comparisons"].values()
-    by_cost = any(chosen["by"] == "cost" for chosen in comparisons)
-    found["tables, figures"] = Cost(jobs=8 + 2 * bool(stages.variants()) + 2 * len(comparisons) + by_cost)
+    if dirac := stages.ledger_cells():
+        found |= {name: Cost(jobs=len(dirac)) for name in ("score_dirac", "audit_dirac")}
+    # Beside what every config has: tables that each have a figure, and what jobs cost, if any of them shows it.
+    drawn = [stages.variants(), config["accuracy"]["trainings"], config["ledger"]["trainings"]]
+    num_drawn = len(config["comparisons"]) + sum(map(bool, drawn))
+    found["tables, figures"] = Cost(jobs=8 + 2 * num_drawn + any(stages.costs().values()))
     return {name: cost for name, cost in found.items() if cost.jobs}
 
 

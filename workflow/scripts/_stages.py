@@ -14,7 +14,7 @@ from typing import Any
 
 import _config
 
-from metacanary import data, reference_scores, scores, store
+from metacanary import data, ledger, reference_scores, scores, store
 
 Config = Mapping[str, Any]
 Settings = dict[str, Any]
@@ -155,6 +155,15 @@ class Stages:
         """Lists the trials that settings are chosen by."""
         return [name for name, trial in self._trials().items() if trial["stage"] == "search"]
 
+    def ledger_cells(self) -> list[dict[str, str]]:
+        """Lists what Dirac canaries are scored in: dataset, training, epsilon."""
+        return [
+            {"dataset": dataset, "training": training, "epsilon": name_epsilon(epsilon)}
+            for dataset in self.datasets
+            for training in self._config["ledger"]["trainings"]
+            for epsilon in self._config["trainings"][training]["epsilons"]
+        ]
+
     def bundled(self) -> dict[str, list[dict[str, str]]]:
         """Lists the results that a bundle holds: by the name of its rule's input, the wildcards of each file."""
         cells, figures = self.cells(), self._config["figures"]
@@ -201,7 +210,8 @@ class Stages:
         Args:
           stage: dataset, canaries, metasmoothness, pretrained, models, scores, audits, summary, table1, table2,
             reproduction, figure1, figure2, metasmoothness_table, metasmoothness_figure, tan, tan_table,
-            tan_figure, cost, comparison, comparison_figure, accuracy, accuracy_figure, bundle or report_page.
+            tan_figure, cost, comparison, comparison_figure, accuracy, accuracy_figure, dirac, dirac_audits, ledger,
+            ledger_figure, bundle or report_page.
           **wildcards: Those of its rule.
 
         Returns:
@@ -226,7 +236,8 @@ class Stages:
         settings = {
             **self._images(dataset),
             "num_canaries": self.num_canaries(canary),
-            "kind": {name: value for name, value in kind.items() if name != "num_canaries"},
+            # Without what is off: canaries of configs that know no interference are the same ones.
+            "kind": {k: v for k, v in kind.items() if k != "num_canaries" and (k, v) != ("interference", 0)},
             "seed": self.seed("canaries", dataset),  # of the source images, which kinds of one number share
         }
         if kind["family"] in _config.OPTIMIZED:
@@ -356,8 +367,13 @@ class Stages:
         stages = {"runs": "scores", "population": "scores", "histories": "canaries", "trials": "tan"}
         listed = self.bundled().items()
         inputs = {name: [self.digest(stages.get(name, name), **names) for names in all_] for name, all_ in listed}
+        names = ("description", "url", "licence", "class_names")  # what a bundle says of a data set
+        described = {
+            dataset: {name: getattr(data.SOURCES[dataset], name) for name in names}
+            for dataset in self._config["datasets"]
+        }
         # As text, since the order of its keys is that of cells, and settings are sorted.
-        return {"inputs": inputs, "config": json.dumps(self._config)}
+        return {"inputs": inputs, "sources": described, "config": json.dumps(self._config)}
 
     def _report_page(self) -> Settings:
         audit, listed = self._config["audit"], self.bundled()
@@ -380,6 +396,7 @@ class Stages:
             "page": shown,
             "population": score == "rmia",
             "options": {"gamma": audit["rmia_gamma"], "offline_a": audit["rmia_offline_a"]},
+            "style": figure_style(),  # looks of kinds
         }
 
     def _metasmoothness_table(self) -> Settings:
@@ -487,6 +504,55 @@ class Stages:
 
     def _accuracy_figure(self) -> Settings:
         return {"inputs": {"table": self.digest("accuracy")}, "style": figure_style()}
+
+    def _dirac(self, dataset: str, training: str, epsilon: str) -> Settings:
+        options, roles = self._config["trainings"][training]["options"], self._roles(training)
+        num_train = self._config["num_train"] or data.SOURCES[self.datasets[dataset]].num_train
+        num_canaries = self._config["canaries"]["num_canaries"]
+        return {
+            "num_canaries": num_canaries,
+            "num_others": num_train - num_canaries,
+            **{name: options[name] for name in ("sampling_prob", "num_steps")},
+            "epsilon": epsilon,
+            "delta": self._config["delta"],
+            "accountant": self._config["audit"]["accountant"],
+            "runs": list(range(len(roles))),
+            "roles": [role for role, _ in roles],
+            "seeds": [self._run_seed(dataset, training, epsilon, *role) for role in roles],
+        }
+
+    def _dirac_audits(self, dataset: str, training: str, epsilon: str) -> Settings:
+        scored = self.digest("dirac", dataset=dataset, training=training, epsilon=epsilon)
+        audit = self._config["audit"]
+        return {
+            "inputs": {"scores": scored, "runs": scored},
+            "cell": {"dataset": dataset, "canary": ledger.DIRAC, "training": training, "epsilon": epsilon},
+            "audit": {
+                "scores": list(ledger.WHITE_BOX.values()),
+                "auditors": [self._config["ledger"]["auditor"]],
+                "protocols": [self.protocol("tables", "protocol")],
+                **{name: audit[name] for name in ("guess_fraction", "grid")},
+                "accountant": "pld",  # beside it RDP's epsilon is always given
+                "game": self._config["trainings"][training]["game"],
+                "delta": self._config["delta"],
+                "significance": self._config["significance"],
+                "sampling_prob": self._config["trainings"][training]["options"]["sampling_prob"],
+            },
+        }
+
+    def _ledger(self) -> Settings:
+        names = self._config["ledger"]["trainings"]
+        inputs = {"dirac": [self.digest("dirac_audits", **cell) for cell in self.ledger_cells()]}
+        return {
+            "inputs": inputs | {"summary": self.digest("summary")},
+            "canaries": {name: _config.ledger_kinds(self._config, name) for name in names},
+            "order": names,  # of mappings it is lost
+            "auditor": self._config["ledger"]["auditor"],
+            "protocol": self.protocol("tables", "protocol"),
+        }
+
+    def _ledger_figure(self) -> Settings:
+        return {"inputs": {"table": self.digest("ledger")}, "style": figure_style()}
 
     def _comparison_figure(self, comparison: str) -> Settings:
         return {"inputs": {"table": self.digest("comparison", comparison=comparison)}, "style": figure_style()}

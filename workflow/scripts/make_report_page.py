@@ -7,13 +7,6 @@ from _job import running
 
 from metacanary import canaries, job_costs, report_data, report_page, store
 
-# What the audits need: these jobs have ended, others may be running.
-RULES = (
-    *("download", "make_canaries", "optimize_canaries", "pretrain_model"),
-    *("train_audit_models", "score_membership", "compute_epsilon", "collect_epsilon"),
-)
-
-
 CELL = ("dataset", "canary", "training", "epsilon")
 
 
@@ -46,7 +39,7 @@ if __name__ == "__main__":
             store.read_csv(summary),
             pd.concat(read_scores(job), ignore_index=True),
             pictures,
-            job_costs.by_rule(Path(job.params.benchmarks), RULES),
+            job_costs.by_rule({rule: map(Path, paths) for rule, paths in job.params.benchmarks.items()}),
             report_page.Facts(**job.settings["page"], provenance=store.read_provenance(summary)),
         )
         store.write_json(Path(job.output.page).with_suffix(".provenance.json"), job.provenance())

@@ -34,6 +34,7 @@ def settings_of(kind: dict[str, Any]) -> optimization.Optimization:
         num_metasteps=kind["num_metasteps"],
         num_splits=kind["num_splits"],
         complement=kind["complement"],
+        interference=kind.get("interference", 0.0),
     )
 
 
