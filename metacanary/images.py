@@ -36,6 +36,26 @@ def resize(images: np.ndarray, image_size: int | None) -> np.ndarray:
     return np.rint(enlarged.clip(0, 255)).astype(np.uint8)
 
 
+def recolour(images: np.ndarray, channels: int | None) -> np.ndarray:
+    """Repeats the one channel of grey images.
+
+    Args:
+      images: uint8 [n, height, width, c].
+      channels: of the result; None for the images as they are.
+
+    Returns:
+      uint8 [n, height, width, channels]; images that have as many already, as they are.
+
+    Raises:
+      ValueError: images of neither 1 nor so many channels.
+    """
+    if channels is None or images.shape[-1] == channels:
+        return images
+    if images.shape[-1] != 1:
+        raise ValueError(f"channels: got {channels} for images that have {images.shape[-1]}, expected 1 of them")
+    return np.repeat(images, channels, axis=-1)
+
+
 def can_resize(stored: tuple[int, ...], image_size: int) -> bool:
     """Whether `resize` brings images of the stored height and width to a size."""
     return image_size >= max(stored) or all(size % image_size == 0 for size in stored)

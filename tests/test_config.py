@@ -397,6 +397,7 @@ def test_config_without_metasmoothness_measures_none():
         ("seed", -1, "seed: got -1, expected a number >= 0"),
         ("sede", 1, "top level: unknown key 'sede', did you mean 'seed'?"),
         ("image_size", 5, "image_size: got 5, expected null, at least the 8 pixels stored in digits, or a divisor of"),
+        ("channels", 2, "channels: got 2, expected null, 1 or 3"),
         ("num_train", 9, "num_train: got 9, expected null, or from 10 to 1436 of the 1437 images of digits"),
         ("num_train", 1437, "num_train: got 1437, expected null, or from 10 to 1436 of the 1437 images of digits"),
         ("num_train", 300, "canaries.kinds.variant.training.batch_size: got 300, expected at most the 290 images of"),

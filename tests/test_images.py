@@ -62,3 +62,17 @@ def test_resize_to_nothing_or_to_the_same_size_changes_nothing():
 def test_resize_refuses_a_smaller_size_that_does_not_divide(image_size):
     with pytest.raises(ValueError, match=rf"image_size: got {image_size}, expected at least the stored 8 or a divisor"):
         images.resize(BYTES, image_size)
+
+
+def test_recolour_repeats_the_channel_of_grey_images():
+    grey = BYTES[..., :1]
+    found = images.recolour(grey, 3)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.concatenate([grey] * 3, axis=-1))
+    assert images.recolour(grey, None) is grey
+    assert images.recolour(BYTES, 3) is BYTES
+
+
+def test_recolour_makes_no_other_number_of_channels():
+    with pytest.raises(ValueError, match="channels: got 1 for images that have 3"):
+        images.recolour(BYTES, 1)

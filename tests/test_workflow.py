@@ -159,6 +159,7 @@ SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
         ("canaries.kinds.metagradient.num_canaries", 12, {"summary", "table1", "figure1", "figure2"}),
         ("canaries.kinds.variant.num_canaries", 12, {"metasmoothness"} | SHOWN),
         ("image_size", 16, set(WILDCARDS)),
+        ("channels", 3, set(WILDCARDS)),
         ("trainings.dpsgd.options.clip_norm", 2.0, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("audit.accountant", "rdp", {"models", "scores", "audits", "summary", "table1", "figure2"}),
@@ -272,6 +273,22 @@ def test_tables_say_what_canaries_of_norms_were_optimised_for():
     assert norm_stages().settings("table1")["objectives"]["norm"] == "gradient_norm"
 
 
+def test_channels_are_of_canaries_and_pool_alike(digits_dir):
+    dataset = _build.dataset({"dataset": "digits"}, str(digits_dir))
+    settings = {"image_size": 16, "channels": 3, "num_canaries": 4, "seed": 1}
+    chosen = _family.canaries_of("random", settings, dataset)
+    pool = _build.pool(settings, dataset, chosen)
+    assert chosen.images.shape == (4, 16, 16, 3)
+    assert pool.images.shape[1:] == (16, 16, 3)
+    grey = _family.canaries_of("random", settings | {"channels": None}, dataset)
+    np.testing.assert_array_equal(chosen.images, np.repeat(grey.images, 3, axis=-1))
+
+
+def test_channels_are_no_setting_of_what_was_made_before(stages):
+    assert "channels" not in stages.settings("canaries", **WILDCARDS["canaries"])
+    assert changed_stages("channels", 3).settings("canaries", **WILDCARDS["canaries"])["channels"] == 3
+
+
 def test_subset_is_part_of_names_and_settings(stages):
     subset, name = changed_stages("num_train", 1000), "digits-train1000"
     assert {cell["dataset"] for cell in subset.cells() + subset.variants()} == {name}
@@ -343,23 +360,28 @@ def test_published_results_are_those_of_the_committed_config():
     assert made_on["config_digest"] == committed.digest("summary")
 
 
+PAPER = {"cifar10": "config", "cifar100": "cifar100", "mnist": "mnist", "fashion_mnist": "mnist"}
+
+
 def paper_setup(dataset, training, canary):
-    """What the comparison knows of a cell of the paper's config."""
-    setup = _stages.Stages(complete(read("config/config.yaml"))).settings("reproduction")["setup"]
+    """What the comparison knows of a cell of the paper's configs."""
+    setup = _stages.Stages(complete(read(f"config/{PAPER[dataset]}.yaml"))).settings("reproduction")["setup"]
     (cell,) = [c for c in setup if (c["dataset"], c["training"], c["canary"]) == (dataset, training, canary)]
     return cell
 
 
-@pytest.mark.parametrize("training", ["dpsgd", "dpsgd_finetune"])
+@pytest.mark.parametrize(
+    ("dataset", "training"), [("cifar10", "dpsgd"), *((dataset, "dpsgd_finetune") for dataset in PAPER)]
+)
 @pytest.mark.parametrize("canary", ["random", "mislabeled", "metagradient"])
-def test_cells_of_the_papers_config_can_be_compared_with_the_papers_numbers(training, canary):
+def test_cells_of_the_papers_configs_can_be_compared_with_the_papers_numbers(dataset, training, canary):
     """In every fact that the audits do not hold; the config says the number of runs and canaries, and the game."""
     published = reproduction.read_published(_stages.PUBLISHED)
-    of = {"dataset": "cifar10", "training": training, "canary": canary}
+    of = {"dataset": dataset, "training": training, "canary": canary}
     (number,) = published[(published[list(of)] == pd.Series(of)).all(axis=1)].to_dict("records")
     cell = paper_setup(**of)
     assert cell["matches"] == of
-    config = read("config/config.yaml")
+    config = read(f"config/{PAPER[dataset]}.yaml")
     game, num_canaries = config["trainings"][training]["game"], config["canaries"]["num_canaries"]
     own = {"score": "negative_loss", "like_mean": 0.0, "game": game, "num_canaries": num_canaries // 2}
     own["num_runs"] = config["trainings"][training]["num_runs"]
@@ -1250,6 +1272,7 @@ def fine_tuning_stages(path=None, value=None):
         ("pretrainings.public.options.learning_rate", 0.2, {"pretrained", "fine-tuned"}),
         ("pretrainings.public.num_train", 100, {"pretrained", "fine-tuned"}),
         ("image_size", 16, {"pretrained", "fine-tuned", "scratch"}),
+        ("channels", 3, {"pretrained", "fine-tuned", "scratch"}),
         ("seed", 2, {"pretrained", "fine-tuned", "scratch"}),
         ("trainings.dpsgd.pretraining", None, {"fine-tuned"}),
         ("trainings.sgd.pretraining", "public", {"scratch"}),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 
 from metacanary import canaries, data, images, models, recipes, runs
 
@@ -35,7 +36,12 @@ def recipe(algorithm: str, options: Settings) -> recipes.SGD | recipes.DPSGD:
     return {"sgd": recipes.SGD, "dpsgd": recipes.DPSGD}[algorithm](**built)
 
 
+def resized(settings: Settings, pixels: np.ndarray) -> np.ndarray:
+    """Images of a data set in the size and with the channels that a job is about."""
+    return images.recolour(images.resize(pixels, settings["image_size"]), settings.get("channels"))
+
+
 def pool(settings: Settings, dataset: data.Dataset, chosen: canaries.Canaries) -> runs.Pool:
     """The training images that are no canary's source."""
-    pixels = images.resize(dataset.train_images, settings["image_size"])
+    pixels = resized(settings, dataset.train_images)
     return runs.Pool.make(pixels, dataset.train_labels, chosen.source_index, chosen.label)

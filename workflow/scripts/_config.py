@@ -160,6 +160,9 @@ def _check_dataset(config: Config, name: str) -> None:
     stored = source.image_shape[:2]
     expected = f"null, at least the {max(stored)} pixels stored in {name}, or a divisor of them"
     require(size is None or images.can_resize(stored, size), "image_size", size, expected)
+    channels, own = config["channels"], source.image_shape[2]
+    expected = f"null or the {own} channels of {name}" if own > 1 else "null, 1 or 3"
+    require(channels in ((None, own) if own > 1 else (None, 1, 3)), "channels", channels, expected)
     shift, num_population = config["audit"]["score_augmentation"]["shift"], config["audit"]["num_population"]
     most = size or min(source.image_shape[:2])
     require(shift <= most, "audit.score_augmentation.shift", shift, f"at most the {most} pixels of {name}")
@@ -243,14 +246,17 @@ def _check_pretraining(where: str, pretraining: Config, config: Config) -> None:
     expected = f"another data set, or an image_size that the {stored[0]}x{stored[1]} pixels of {name} can be brought to"
     require(size is None or images.can_resize(stored, size), f"{where}.dataset", name, expected)
     for other in audited:
-        wanted = _image_shape(other, size)
+        wanted = _image_shape(other, config)
         expected = f"one with images of {'x'.join(map(str, wanted))} (height, width, channels) as those of {other}"
-        require(_image_shape(name, size) == wanted, f"{where}.dataset", name, expected)
+        require(_image_shape(name, config) == wanted, f"{where}.dataset", name, expected)
 
 
-def _image_shape(name: str, size: int | None) -> tuple[int, int, int]:
+def _image_shape(name: str, config: Config) -> tuple[int, int, int]:
     """Height, width and channels of a data set's images as they are trained on."""
     height, width, channels = data.SOURCES[name].image_shape
+    if channels == 1 and config["channels"]:
+        channels = config["channels"]
+    size = config["image_size"]
     return (height, width, channels) if size is None else (size, size, channels)
 
 

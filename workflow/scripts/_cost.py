@@ -145,7 +145,8 @@ def shape(settings: dict[str, Any]) -> tuple[int, ...]:
     """Number, height, width and channels of the training images."""
     source, size = data.SOURCES[settings["dataset"]], settings["image_size"]
     height, width, channels = source.image_shape
-    return (settings.get("num_train") or source.num_train, size or height, size or width, channels)
+    num_train, channels = settings.get("num_train") or source.num_train, settings.get("channels", channels)
+    return (num_train, size or height, size or width, channels)
 
 
 def pictures(settings: dict[str, Any]) -> data.Dataset:

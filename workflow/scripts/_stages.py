@@ -258,7 +258,7 @@ class Stages:
 
     def _pretrained(self, pretraining: str) -> Settings:
         chosen = self._config["pretrainings"][pretraining]
-        images = {"dataset": chosen["dataset"], "image_size": self._config["image_size"]}
+        images = {"dataset": chosen["dataset"], **self._shape()}
         if chosen["num_train"] is not None:
             images["num_train"] = chosen["num_train"]
         if data.origin(chosen["dataset"]) in map(data.origin, self._config["datasets"]):
@@ -606,4 +606,9 @@ class Stages:
         """Which images are trained on."""
         num_train = self._config["num_train"]
         subset = {} if num_train is None else {"num_train": num_train}
-        return {"dataset": self.datasets[dataset], **subset, "image_size": self._config["image_size"]}
+        return {"dataset": self.datasets[dataset], **subset, **self._shape()}
+
+    def _shape(self) -> Settings:
+        """What images are made into; channels only where they are asked for, so that other results stay valid."""
+        channels = self._config["channels"]
+        return {"image_size": self._config["image_size"], **({} if channels is None else {"channels": channels})}

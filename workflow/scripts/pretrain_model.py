@@ -10,7 +10,7 @@ import _build
 import numpy as np
 from _job import advance, progress, running
 
-from metacanary import data, images, pretraining, runs, store, training
+from metacanary import data, pretraining, runs, store, training
 from metacanary.interruption import ShouldStop
 
 
@@ -23,9 +23,7 @@ def pretrain(
       params/<path>, class_names [k], num_images [], test_accuracy [] on the test images of the same data set.
     """
     chosen, model = _build.recipe("sgd", settings["options"]), _build.model(settings["model"], len(dataset.class_names))
-    pixels, test_images = (
-        images.resize(part, settings["image_size"]) for part in (dataset.train_images, dataset.test_images)
-    )
+    pixels, test_images = (_build.resized(settings, part) for part in (dataset.train_images, dataset.test_images))
     no_source, no_label = np.empty(0, int), np.empty(0, np.int32)
     pool = runs.Pool.make(pixels, dataset.train_labels, no_source, no_label)
     with progress(chosen.num_steps, "step", "pretrain") as bar:

@@ -3,7 +3,7 @@
 import _build
 from _job import progress, running
 
-from metacanary import block_scores, canaries, images, store
+from metacanary import block_scores, canaries, store
 
 if __name__ == "__main__":
     with running(snakemake) as job:
@@ -12,7 +12,7 @@ if __name__ == "__main__":
         block, _ = store.read_npz(job.input.models)
         model = _build.model(job.settings["model"], len(dataset.class_names))
         first = slice(job.settings["num_population"])
-        others = images.resize(dataset.test_images[first], job.settings["image_size"])
+        others = _build.resized(job.settings, dataset.test_images[first])
         options = {"names": job.settings["scores"], **job.settings.get("augmentation", {})}
         with progress(2 * block["test_accuracy"].size, "model", "score") as bar:
             table = block_scores.score_block(model, block, inserted, **options, on_model=bar.update)

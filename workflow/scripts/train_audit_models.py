@@ -13,7 +13,7 @@ import numpy as np
 from _job import advance, progress, running
 from flax.traverse_util import flatten_dict
 
-from metacanary import accounting, canaries, data, images, pretraining, runs, store, training
+from metacanary import accounting, canaries, data, pretraining, runs, store, training
 from metacanary.interruption import ShouldStop
 
 
@@ -69,7 +69,7 @@ def train_run(
         chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], initial=initial, **options
     )
     trees = [snapshots[step] for step in settings["snapshots"]]
-    test_images = images.resize(dataset.test_images, settings["image_size"])
+    test_images = _build.resized(settings, dataset.test_images)
     accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     return {

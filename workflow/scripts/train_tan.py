@@ -10,7 +10,7 @@ import _build
 import pandas as pd
 from _job import advance, progress, running
 
-from metacanary import images, recipes, store, tan, tan_runs
+from metacanary import recipes, store, tan, tan_runs
 
 
 def recipe(
@@ -35,9 +35,7 @@ if __name__ == "__main__":
     with running(snakemake) as job:
         settings = job.settings
         dataset = _build.dataset(settings, job.input.dataset)
-        train, test = (
-            images.resize(pixels, settings["image_size"]) for pixels in (dataset.train_images, dataset.test_images)
-        )
+        train, test = (_build.resized(settings, pixels) for pixels in (dataset.train_images, dataset.test_images))
         trained, held_out = (train, dataset.train_labels), (test, dataset.test_labels)
         if settings["stage"] == "search":
             parts = tan_runs.split(dataset.train_labels, len(dataset.class_names), settings["num_validation"])
