@@ -32,7 +32,9 @@ from metacanary import (
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
+import _check  # noqa: E402
 import _config  # noqa: E402
+import _config_error  # noqa: E402
 
 CONFIGS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("config/*.yaml"), ROOT / "tests/tiny.yaml"])
 CHOICES = ("algorithm", "family", "name")  # the keys that choose which other keys there are
@@ -85,9 +87,9 @@ def changed(path, value):
 def message(config):
     """The line that is printed for a wrong config."""
     try:
-        _config.check(complete(config))
+        _check.check(complete(config))
     except (ValidationError, ValueError) as error:
-        return _config.one_line(error)
+        return _config_error.one_line(error)
     return None
 
 
@@ -343,7 +345,7 @@ def test_check_refuses_a_search_from_pretrained_parameters():
     config = complete(with_tan("seed", 1))
     config["trainings"]["dpsgd"]["pretraining"] = "public"
     with pytest.raises(ValueError, match=r"tan\.training: got 'dpsgd', expected a training without a pretraining"):
-        _config._check_tan(config)
+        _check._check_tan(config)
 
 
 DE_ET_AL = {0.90: (10, 875), 1.84: (6, 1125), 2.75: (5, 1593), 3.69: (4, 1687), 6.53: (3, 2468)}
@@ -696,7 +698,7 @@ def test_check_takes_an_optimization_through_dpsgd():
     """With its noise; the defaults of DP-SGD are filled in, and the noise of the others stays open."""
     training = PRIVATE_KIND["training"] | {"noise_multiplier": 0.0}
     config = complete(changed("canaries.kinds.metagradient", PRIVATE_KIND | {"training": training}))
-    _config.check(config)
+    _check.check(config)
     filled = config["canaries"]["kinds"]["metagradient"]["training"]
     assert (filled["microbatch"], filled["augmentation"]) == (64, {"multiplicity": 1, "flip": False, "crop_padding": 0})
     assert config["trainings"]["dpsgd"]["options"]["noise_multiplier"] is None
@@ -728,7 +730,7 @@ def test_one_line_finds_the_schema_error_behind_an_error():
 
     with pytest.raises(RuntimeError) as raised:
         validate()
-    assert _config.one_line(raised.value) == "seed: got -1, expected a number >= 0"
+    assert _config_error.one_line(raised.value) == "seed: got -1, expected a number >= 0"
 
 
 def objects(schema):
@@ -915,12 +917,12 @@ def test_conda_environment_has_the_locked_versions():
 def test_check_refuses_folders_that_lead_elsewhere_or_speak_to_a_shell(key, folder):
     config = complete(read("tests/tiny.yaml")) | {key: folder}
     with pytest.raises(ValueError, match=f"{key}: got .*, expected a folder of letters"):
-        _config.check(config)
+        _check.check(config)
 
 
 @pytest.mark.parametrize("folder", ["results/tiny", "/scratch/me/results v2", "results/größer", "~me/x_1-2.3"])
 def test_check_takes_plain_folders(folder):
-    _config.check(complete(read("tests/tiny.yaml")) | {"results_dir": folder, "data_dir": folder})
+    _check.check(complete(read("tests/tiny.yaml")) | {"results_dir": folder, "data_dir": folder})
 
 
 @pytest.mark.parametrize("name", ["sgd\n", "../sgd", "a/b", "$x", "a b", "A"])
@@ -931,7 +933,7 @@ def test_names_cannot_leave_the_results_folder(name):
         place = for_name["trainings"] if section is config["trainings"] else for_name["canaries"]["kinds"]
         place[name] = next(iter(place.values()))
         with pytest.raises((ValueError, ValidationError)):
-            _config.check(complete(for_name))
+            _check.check(complete(for_name))
 
 
 def smk():

@@ -34,8 +34,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "workflow" / "scripts"))
 
 import _build  # noqa: E402
+import _computed  # noqa: E402
 import _family  # noqa: E402
 import _job  # noqa: E402
+import _sources  # noqa: E402
 import _stages  # noqa: E402
 import optimize_canaries  # noqa: E402
 import pretrain_model  # noqa: E402
@@ -419,7 +421,7 @@ def test_blocks_hold_every_run_once(stages):
     blocks = [stages.settings("models", **{**CELL, "block": str(block)}) for block in stages.blocks("dpsgd")]
     assert [block["runs"] for block in blocks] == [[0, 1, 2], [3, 4, 5]]
     assert [block["roles"] for block in blocks] == [["audited"] * 3, ["surrogate", "reference", "reference"]]
-    assert tuple(_stages.ROLES) == score_table.ROLES
+    assert tuple(_computed.ROLES) == score_table.ROLES
 
 
 def test_seeds_of_runs_depend_on_no_number_of_runs_of_another_role(stages):
@@ -428,7 +430,7 @@ def test_seeds_of_runs_depend_on_no_number_of_runs_of_another_role(stages):
     def seeds(stages):
         blocks = [stages.settings("models", **{**CELL, "block": str(block)}) for block in stages.blocks("dpsgd")]
         found = [pair for block in blocks for pair in zip(block["roles"], block["seeds"], strict=True)]
-        return {role: [seed for of, seed in found if of == role] for role in _stages.ROLES}
+        return {role: [seed for of, seed in found if of == role] for role in _computed.ROLES}
 
     before, after = seeds(stages), seeds(changed_stages("trainings.dpsgd.num_runs", 5))
     assert (
@@ -452,7 +454,7 @@ def test_sources_are_followed_through_imports(tmp_path):
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    found = _stages.sources(tmp_path / "script.py", package)
+    found = _sources.sources(tmp_path / "script.py", package)
     assert found[0] == tmp_path / "script.py"
     assert {path.stem for path in found} == {"script", "_helper", "a", "b", "c"}
 
@@ -467,7 +469,7 @@ def test_importing_the_scripts_modules_computes_nothing():
 
 def test_parsing_the_workflow_imports_nothing_slow():
     """Each call of Snakemake and each job on a cluster parses it; a figure is redrawn in seconds."""
-    code = "import sys; sys.path.insert(0, 'workflow/scripts'); import _checkpoints, _config, _slurm_plugin, _stages; "
+    code = "import sys; sys.path.insert(0, 'workflow/scripts'); import _check, _checkpoints, _sources, _stages; "
     code += "from metacanary import bundle_layout; slow = {'jax', 'matplotlib', 'pyarrow.parquet', 'scipy.stats'}; "
     code += "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

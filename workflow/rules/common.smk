@@ -8,18 +8,21 @@ from snakemake.utils import validate
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
+import _check
 import _checkpoints
 import _config
+import _config_error
 import _slurm_plugin
+import _sources
 import _stages
 from metacanary import bundle_layout, store
 
 try:
     validate(config, "../schemas/config.schema.yaml")
-    _config.check(config)
+    _check.check(config)
 except (WorkflowError, ValueError) as error:
     # Not raised, since Snakemake would add the places in this file that it passed through.
-    sys.exit(f"config error: {_config.one_line(error)}")
+    sys.exit(f"config error: {_config_error.one_line(error)}")
 
 
 _slurm_plugin.mend()
@@ -63,7 +66,7 @@ VARIANTS = config["metasmoothness"]["canaries"]
 
 def sources(script):
     """Digests the code of a script and of all modules that it imports, without comments and docstrings."""
-    return store.code_digest(_stages.sources(SCRIPTS / script, Path(workflow.basedir, "metacanary")))
+    return store.code_digest(_sources.sources(SCRIPTS / script, Path(workflow.basedir, "metacanary")))
 
 
 def settings(stage):

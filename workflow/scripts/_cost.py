@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import _build
+import _check
 import _config
+import _config_error
 import _family
 import _stages
 import jax
@@ -263,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     backend.configure(threads=1)
     config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
     validate(config, SCHEMA)
-    _config.check(config)
+    _check.check(config)
     device = store.device()
     print(f"{options.config}, at the speed of one {device['kind']} ({device['cpu']})")
     if options.rows:
@@ -275,4 +277,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, WorkflowError) as error:
-        sys.exit(f"error: {_config.one_line(error)}")
+        sys.exit(f"error: {_config_error.one_line(error)}")
