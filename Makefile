@@ -130,6 +130,7 @@ bench-audits: $(BENCH_STAMP)  ## level, power and seconds of bounds on epsilon b
 	$(BENCH)/python -m benchmarks.audit_speed
 	$(BENCH)/python -m benchmarks.calibration
 	$(BENCH)/python -m benchmarks.audit_peers
+	$(BENCH)/python -m benchmarks.dirac_bounds
 	$(BENCH)/python -m benchmarks.tables
 
 # PyTorch's index is asked only if pip does not know the version without CUDA.

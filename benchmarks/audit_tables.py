@@ -79,7 +79,9 @@ def broken(played: pd.DataFrame) -> str:
         rows.append((where, "no level is claimed", f"`{worst.auditor}` {100 * worst.rate:.0f}"))
     table = pd.DataFrame(rows, columns=["channel", "what it lacks", "bounds too large, % of games"])
     what = (
-        f"What breaks a bound, m = {SIZE}: channels and protocols outside the assumption, highest rate over protocols"
+        f"What breaks a bound, m = {SIZE}: channels and protocols outside the assumption, highest rate over\n`fixed`, "
+        "`corrected` and `surrogate`, and under `holdout` of what these do not break (all: "
+        "[benchmarks/README.md](../benchmarks/README.md))"
     )
     return f"{what}:\n\n{markdown(table)}"
 

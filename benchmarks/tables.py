@@ -1,4 +1,4 @@
-"""Writes the tables of benchmarks/README.md and of two guides in docs from the CSV files in benchmarks/results.
+"""Writes the tables of benchmarks/README.md and of three guides in docs from the CSV files in benchmarks/results.
 
 python -m benchmarks.tables
 """
@@ -14,6 +14,7 @@ from benchmarks import (
     audit_speed,
     calibration,
     data_loading,
+    dirac_bounds,
     dpsgd,
     dpsgd_tables,
     ghost_norms,
@@ -28,6 +29,7 @@ from metacanary import store
 README = Path(__file__).resolve().parent / "README.md"
 GUIDE = README.parent.parent / "docs" / "metagradients.md"
 AUDITING = README.parent.parent / "docs" / "auditing.md"
+LEDGER = README.parent.parent / "docs" / "ledger.md"
 NAMED = {
     "metacanary_all": "all states held",
     "metacanary_sqrt": "about 2 sqrt(T)",
@@ -146,6 +148,7 @@ def main() -> None:
         (README, sections(*results) | audit_sections(*audits[:2]) | others),
         (GUIDE, {"cost": cost(results[0])}),
         (AUDITING, auditing_sections(*audits)),
+        (LEDGER, {"dirac_bounds": dirac_bounds.table(pd.read_csv(dirac_bounds.RESULTS))}),
     ):
         store.write_text(path, filled(path.read_text(encoding="utf-8"), generated))
 

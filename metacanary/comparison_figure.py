@@ -27,10 +27,10 @@ def figure(table: pd.DataFrame) -> Figure:
 
     Returns:
       By model: a matrix of mean ε and one of mean AUROC for each data set, canary kinds as rows and trainings as
-      columns, with a frame where both have the same model. Otherwise a row of two panels for each data set,
-      training and target epsilon, ε and AUROC: means over runs, their 95% t intervals as bars, and hollow markers for
-      the bound of all runs at once; ceilings of single runs as a line where that leaves the data readable, named
-      at the upper edge otherwise.
+      columns, with a frame where both have the same model, a broken one where not the same recipe. Otherwise a row of
+      two panels for each data set, training and target epsilon, ε and AUROC: means over runs, their 95% t intervals as
+      bars, and hollow markers for the bound of all runs at once; ceilings of single runs as a line where that leaves
+      the data readable, named at the upper edge otherwise.
 
     Raises:
       ValueError: For a table without rows, or of more than one comparison.
@@ -164,7 +164,9 @@ def _matrices(table: pd.DataFrame) -> Figure:
         axis.set_title(f"({'abcdefghijklmnopqrstuvwxyz'[number]}) {_QUANTITIES[quantity]}, mean over runs{name}")
         _matrix(drawn, axis, rows, quantity)
         axis.set_xticks(range(len(columns)), columns if number % 2 else [""] * len(columns))
-    axes[-1].set_xlabel(f"audited training and model; framed: the metamodel's own\n{_shared(table)}")
+    axes[-1].set_xlabel(
+        f"audited training and model; framed: the metamodel's own, solid: and its recipe\n{_shared(table)}"
+    )
     return drawn
 
 
@@ -175,16 +177,18 @@ def _matrix(drawn: Figure, axis: Axes, rows: pd.DataFrame, quantity: str) -> Non
     lowest = 0.5 if quantity == "auroc" else 0.0
     image = axis.imshow(values, aspect="auto", cmap="cividis", vmin=lowest, vmax=max(values.max(), lowest + 0.01))
     for row, kind in enumerate(kinds):
-        own = rows.loc[rows["canary"] == kind, "own_model"].astype(bool).tolist()
+        own = rows.loc[rows["canary"] == kind, ["own_model", "own_recipe"]].astype(bool).to_numpy()
         for column, value in enumerate(values[row]):
             dark = value < np.mean(image.get_clim())
             text = f"{value:.2f}" if quantity == "epsilon" else f"{value:.3f}"
             axis.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-            if own[column]:
+            is_model, is_recipe = own[column]
+            if is_model:
                 box: dict[str, Any] = {"fill": False, "edgecolor": "#D55E00", "linewidth": 1.6, "zorder": 3}
+                box |= {} if is_recipe else {"linestyle": (0, (4, 2))}
                 axis.add_patch(Rectangle((column - 0.47, row - 0.44), 0.94, 0.88, **box))
-    models = rows.drop_duplicates("canary").set_index("canary")["metamodel"]
-    names = [kind if pd.isna(models[kind]) else f"{kind}\n{models[kind]}" for kind in kinds]
+    through = comparison_table.row_names(rows)
+    names = [kind if pd.isna(through[kind]) else f"{kind}\n{through[kind]}" for kind in kinds]
     axis.set_yticks(range(len(kinds)), names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -14,14 +14,15 @@ from metacanary import comparison_cost, comparisons, store, table_formats, table
 COST = ("optimization_seconds", "num_trainings", "num_steps", "audit_seconds", "device")
 GAIN = ("epsilon_gain", "epsilon_gain_low", "epsilon_gain_high", "seconds_per_epsilon")
 COLUMNS = (
-    *("by", "dataset", "training", "epsilon", "canary", "line", "value", "metamodel", "audited_model", "own_model"),
+    *("by", "dataset", "training", "epsilon", "canary", "line", "value"),
+    *("metamodel", "audited_model", "own_model", "metarecipe", "audited_recipe", "own_recipe"),
     *("num_runs", "epsilon_mean", "epsilon_low", "epsilon_high", "epsilon_median", "epsilon_pooled"),
     *("ceiling", "ceiling_pooled", "epsilon_accounted", "auroc_mean", "auroc_low", "auroc_high", "test_accuracy"),
     *("step", "num_canaries", "game", "adjacency", "assumption", "auditor", "protocol", "score"),
     *COST,
     *GAIN,
 )
-_WORDS = {"dataset", "training", "canary", "family", "start", "metamodel", "audited model"}
+_WORDS = {"dataset", "training", "canary", "family", "start", "optimised through", "audited model"}
 _LEGEND = (
     "ε is the mean over runs of each run's lower bound, ± half of its 95% t interval over runs; pooled is the lower "
     "bound from the coins of all runs at once, and the ceiling that of an audit whose guesses are all right. Each kind "
@@ -38,8 +39,9 @@ _COST_LEGEND = (
 _MEANING = {
     "start": "Canaries by where their pixels start, as they are and optimised from there.",
     "num_canaries": "Canaries by their number. More coins raise the ceiling and tighten the bound: compare AUROCs too.",
-    "model": "Canaries optimised on one model (rows), audited on others (columns): ε, and AUROC in brackets. A star is "
-    "a training of the model that the canaries were optimised on.",
+    "model": "Canaries optimised through one training (rows), audited on others (columns): ε, and AUROC in brackets. A "
+    "star is a training of the model that the canaries were optimised on, two are one that starts as theirs and has "
+    "their algorithm, too.",
     "cost": "What optimisation costs beside the audit, and what it buys.",
 }
 
@@ -60,7 +62,7 @@ def collect(
     Args:
       frame: summary/epsilon.csv.
       kinds: Settings of the kinds that are compared, as `comparisons.points` takes them.
-      trainings: Of each training that is compared its model, name and options.
+      trainings: Of each training that is compared its model (name and options), algorithm and pretraining.
       by: One of `comparisons.BY`.
       auditor, protocol, score: As of `tables.summarise`.
       costs: From `comparison_cost.table`, of all optimisations and cells; for by="cost" alone.
@@ -94,8 +96,11 @@ def collect(
             comparisons.same_model(models.get(f"kind {kind}"), models[f"training {training}"])
             for kind, training in zip(rows["canary"], rows["training"], strict=True)
         ],
+        metarecipe=rows["canary"].map(lambda name: _recipe(kinds[name])),
+        audited_recipe=[comparisons.recipe_text(trainings[name]) for name in rows["training"]],
         num_canaries=[kinds[name]["num_canaries"] for name in rows["canary"]],
     )
+    rows = rows.assign(own_recipe=rows["own_model"] & (rows["metarecipe"] == rows["audited_recipe"]))
     if by == "cost" and costs is not None:
         (baseline,) = (name for name, kind in kinds.items() if kind["family"] == comparisons.BASELINE)
         gains = _gains(tables.select(frame, auditor=auditor, protocol=protocol, score=score), baseline)
@@ -166,6 +171,12 @@ def write(table: pd.DataFrame, *paths: store.PathLike, provenance: Mapping[str, 
     table_formats.write(table, *paths, provenance=provenance, markdown=markdown, latex=latex)
 
 
+def row_names(table: pd.DataFrame) -> pd.Series:
+    """Names what each kind of the matrix was optimised through, by kind: model and recipe; missing if through none."""
+    kinds = table.drop_duplicates("canary").set_index("canary")
+    return kinds["metamodel"] + ", " + kinds["metarecipe"]
+
+
 def column_names(table: pd.DataFrame) -> list[str]:
     """Names the columns of the matrix: each training with its target epsilon and, over a line break, its model."""
     cells = table.drop_duplicates(["training", "epsilon"])[["training", "epsilon", "audited_model"]]
@@ -173,6 +184,11 @@ def column_names(table: pd.DataFrame) -> list[str]:
         f"{training}{'' if np.isinf(epsilon) else f' ε {epsilon:g}'}\n{model}"
         for training, epsilon, model in cells.itertuples(index=False)
     ]
+
+
+def _recipe(kind: comparisons.Kind) -> str | None:
+    """Names the recipe that a kind was optimised through, if it was."""
+    return comparisons.recipe_text(kind) if "model" in kind else None
 
 
 def _in_order(points: Mapping[str, tuple[str, str | int]], by: str) -> list[str]:
@@ -220,14 +236,14 @@ def _with_costs(rows: pd.DataFrame, kinds: Mapping[str, comparisons.Kind], costs
 def _matrix(table: pd.DataFrame) -> pd.DataFrame:
     """The text of a comparison by model: a row per kind, a column per training."""
     several = table["dataset"].nunique() > 1
-    headers, found = column_names(table), []
+    headers, names_of, found = column_names(table), row_names(table), []
     for (dataset, kind), rows in table.groupby(["dataset", "canary"], sort=False):
-        first = rows.iloc[0]
         names = ({"dataset": dataset} if several else {}) | {"canary": kind}
-        pairs = zip(rows["epsilon_mean"], rows["auroc_mean"], rows["own_model"], strict=True)
-        cells = [f"{_number(e, '.2f')} ({_number(a, '.3f')}){' *' if own else ''}" for e, a, own in pairs]
-        own = table_formats.NO_VALUE if pd.isna(first["metamodel"]) else first["metamodel"]
-        found.append({**names, "metamodel": own, **dict(zip(headers, cells, strict=True))})
+        stars = rows["own_model"].astype(int) + rows["own_recipe"].astype(int)
+        pairs = zip(rows["epsilon_mean"], rows["auroc_mean"], stars, strict=True)
+        cells = [f"{_number(e, '.2f')} ({_number(a, '.3f')}){' ' * bool(n)}{'*' * n}" for e, a, n in pairs]
+        own = table_formats.NO_VALUE if pd.isna(names_of[kind]) else names_of[kind]
+        found.append({**names, "optimised through": own, **dict(zip(headers, cells, strict=True))})
     return pd.DataFrame(found, dtype=object)
 
 

@@ -12,7 +12,7 @@ BASELINE = "random"  # the family that costs are counted from
 HOW = ("as_matmul",)  # options that say how a model is computed, not what it is
 
 Kind = Mapping[str, Any]
-"""Settings of a canary kind: family, num_canaries and, if it is optimised, start and model (name and options)."""
+"""Settings of a canary kind: family, num_canaries and, if it is optimised, start, model and algorithm."""
 
 
 def points(kinds: Mapping[str, Kind], by: str) -> dict[str, tuple[str, str | int]]:
@@ -80,6 +80,11 @@ def model_texts(models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         words = [f"{name.replace('_', ' ')} {_text(model['options'].get(name))}" for name in varying]
         texts[key] = " ".join([model["name"], *words])
     return texts
+
+
+def recipe_text(settings: Mapping[str, Any]) -> str:
+    """Names the recipe of a kind's or training's settings: its algorithm, and whether it starts from public images."""
+    return settings["algorithm"] + (", pretrained" if settings.get("pretraining") is not None else "")
 
 
 def _text(value: Any) -> str:

@@ -181,7 +181,7 @@ def _draw_aurocs(axis: Axes, rows: pd.DataFrame, *, random_line: bool) -> None:
     _along_steps(axis, rows, "auroc")
     if random_line:
         axis.axhline(0.5, color=GREY, linewidth=0.9, linestyle=DOTS, zorder=1, label="chance")
-        remark(axis, "chance", at=(1, 0.5), offset=(0, 2), system=axis.get_yaxis_transform())
+        remark(axis, "chance", at=(1.01, 0.5), offset=(0, -3), system=axis.get_yaxis_transform())
     axis.set_ylim(*_auroc_limits(axis))
     axis.set_ylabel("AUROC")
     _name_steps(axis, rows)

@@ -18,6 +18,7 @@ from benchmarks import (
     audit_tables,
     calibration,
     channels,
+    dirac_bounds,
     dpsgd,
     dpsgd_contenders,
     dpsgd_measure,
@@ -700,3 +701,19 @@ def test_ghost_norms_agree_and_the_committed_rule_chose_the_faster_way():
     clear = committed[(np.log(committed["gradient_us"] / committed["ghost_us"]).abs() > np.log(1.2))]
     assert len(clear) >= 6
     assert (clear["chosen"] == clear["faster"]).all()
+
+
+def test_dirac_bounds_rise_with_coins_and_stay_below_the_accounted():
+    measured = dirac_bounds.measure({60: 3, 600: 2}, seed=5)
+    assert len(measured) == 4 * 2 * 2
+    by = measured.set_index(["auditor", "num_coins", "observer"])["epsilon"]
+    for auditor in dirac_bounds.AUDITORS:
+        assert 0 <= by[auditor, 60, "all"] < by[auditor, 600, "all"] < dirac_bounds.EPSILON
+        assert by[auditor, 600, "last"] <= by[auditor, 600, "all"] + 0.5
+
+
+def test_dirac_bounds_in_the_guide_are_those_measured():
+    committed = pd.read_csv(dirac_bounds.RESULTS)
+    assert committed.groupby("num_coins")["games"].first().to_dict() == dirac_bounds.GAMES
+    guide = tables.LEDGER.read_text(encoding="utf-8")
+    assert tables.filled(guide, {"dirac_bounds": dirac_bounds.table(committed)}) == guide

@@ -96,9 +96,10 @@ def test_figure_by_model_is_a_matrix_with_its_numbers_and_frames():
         assert remarks_of(axis) == [f"{value:{form}}" for value in values.to_numpy().ravel()]
         frames = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
         assert [(round(f.get_x() + 0.47), round(f.get_y() + 0.44)) for f in frames] == [(0, 1), (1, 2)]
+        assert [frame.get_linestyle() == "solid" for frame in frames] == [True, False]  # on_wide: another recipe
     labels = [text.get_text() for text in aurocs.get_xticklabels()]
     assert labels == comparison_table.column_names(table)
-    assert aurocs.get_yticklabels()[1].get_text() == "on_small\nconvnet widths 8-16"
+    assert aurocs.get_yticklabels()[1].get_text() == "on_small\nconvnet widths 8-16, sgd"
 
 
 @pytest.mark.parametrize("by", KINDS)

@@ -16,9 +16,9 @@ from metacanary import comparison_cost, comparison_table, store, summary
 CHOICE = {"auditor": "steinke", "protocol": "corrected", "score": "negative_loss"}
 SMALL = {"name": "convnet", "options": {"widths": [8, 16], "pool": "average"}}
 WIDE = {"name": "convnet", "options": {"widths": [32, 64], "pool": "average"}}
-OPTIMIZED = {"family": "metagradient", "num_canaries": 100, "start": "mislabeled", "model": SMALL}
+OPTIMIZED = {"family": "metagradient", "num_canaries": 100, "start": "mislabeled", "model": SMALL, "algorithm": "sgd"}
 PLAIN = {"num_canaries": 100}
-TRAININGS = {"sgd": {"model": SMALL}, "dpsgd": {"model": WIDE}}
+TRAININGS = {"sgd": {"model": SMALL, "algorithm": "sgd"}, "dpsgd": {"model": WIDE, "algorithm": "dpsgd"}}
 KINDS = {
     "start": {
         "random": {**PLAIN, "family": "random"},
@@ -139,6 +139,9 @@ def test_collect_knows_the_model_that_canaries_were_optimised_on():
     assert table["metamodel"]["on_wide", "sgd"] == "convnet widths 32-64"
     assert table["audited_model"]["on_wide", "sgd"] == "convnet widths 8-16"
     assert pd.isna(table["metamodel"]["random", "sgd"])
+    assert table["own_recipe"][table["own_recipe"]].index.tolist() == [("on_small", "sgd")]
+    assert table["metarecipe"]["on_wide", "dpsgd"] == "sgd"
+    assert table["audited_recipe"]["on_wide", "dpsgd"] == "dpsgd"
 
 
 def test_collect_adds_what_was_spent_and_gained():
@@ -216,7 +219,11 @@ def test_collect_pairs_runs_whatever_runs_another_kind_has():
 @pytest.mark.parametrize(
     ("by", "changes", "message"),
     [
-        ("start", {"trainings": {"other": {"model": SMALL}}}, "frame lacks canaries .* in training 'other'"),
+        (
+            "start",
+            {"trainings": {"other": {"model": SMALL, "algorithm": "sgd"}}},
+            "frame lacks canaries .* in training 'other'",
+        ),
         ("start", {"frame": make_frame(KINDS["model"])}, "frame lacks canaries ['mislabeled'"),
         ("start", {"kinds": {"a": OPTIMIZED, "b": OPTIMIZED}}, "canaries: got a and b, both metagradient with start"),
     ],
@@ -238,11 +245,13 @@ def test_printed_has_a_column_for_what_varies():
 def test_printed_by_model_is_a_matrix():
     table = make_table("model")
     cells = comparison_table.printed(table).set_index("canary")
-    assert cells.columns.tolist() == ["metamodel", "sgd\nconvnet widths 8-16", "dpsgd ε 8\nconvnet widths 32-64"]
+    assert cells.columns.tolist() == ["optimised through", "sgd\nconvnet widths 8-16", "dpsgd ε 8\nconvnet widths 32-64"]
     row = table[(table["canary"] == "on_wide") & (table["training"] == "dpsgd")].iloc[0]
     expected = f"{row['epsilon_mean']:.2f} ({row['auroc_mean']:.3f}) *"
     assert cells.loc["on_wide", "dpsgd ε 8\nconvnet widths 32-64"] == expected
-    assert cells.loc["random", "metamodel"] == "—"
+    assert cells.loc["random", "optimised through"] == "—"
+    assert cells.loc["on_wide", "optimised through"] == "convnet widths 32-64, sgd"
+    assert cells.loc["on_small", "sgd\nconvnet widths 8-16"].endswith(" **")
     assert cells.iloc[:, 1:].map(lambda text: text.endswith("*")).sum().sum() == 2
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from metacanary.comparisons import model_texts, points, same_model
+from metacanary.comparisons import model_texts, points, recipe_text, same_model
 
 CONVNET = {"name": "convnet", "options": {"widths": [8, 16], "pool": "average", "logit_scale": 0.3}}
 WIDER = {"name": "convnet", "options": {**CONVNET["options"], "widths": [16, 32]}}
@@ -75,3 +75,9 @@ def test_model_texts_name_what_tells_models_apart():
     }
     both = model_texts({"a": CONVNET, "b": {"name": "convnet", "options": {**WIDER["options"], "logit_scale": 0.1}}})
     assert both["b"] == "convnet logit scale 0.1 widths 16-32"
+
+
+def test_recipes_are_named_by_algorithm_and_start():
+    assert recipe_text({"algorithm": "dpsgd"}) == "dpsgd"
+    assert recipe_text({"algorithm": "dpsgd", "pretraining": None}) == "dpsgd"
+    assert recipe_text({"algorithm": "dpsgd", "pretraining": "public"}) == "dpsgd, pretrained"

@@ -25,7 +25,7 @@ def compared_kinds(config: Config, comparison: str) -> dict[str, dict[str, Any]]
     """The settings that place the canary kinds of a comparison, as `comparisons.points` takes them."""
     kinds, names = config["canaries"]["kinds"], config["comparisons"][comparison]["canaries"]
     return {
-        name: {key: kinds[name][key] for key in ("family", "start", "model") if key in kinds[name]}
+        name: {key: kinds[name][key] for key in ("family", "start", "model", "algorithm") if key in kinds[name]}
         | {"num_canaries": num_canaries(config, name)}
         for name in names
     }

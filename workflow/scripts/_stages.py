@@ -189,7 +189,9 @@ class Stages(Computed):
             "inputs": inputs,
             "kinds": _config.compared_kinds(self._config, comparison),
             "order": [chosen["canaries"], names],  # of mappings it is lost
-            "trainings": {name: {"model": trainings[name]["model"]} for name in names},
+            "trainings": {
+                name: {key: trainings[name][key] for key in ("model", "algorithm", "pretraining")} for name in names
+            },
             "by": chosen["by"],
             "auditor": chosen["auditor"],
             "score": self._config["tables"]["score"],
