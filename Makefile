@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish cost bundle test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-audits check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish cost bundle test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-together bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,6 +124,10 @@ bench-metagradient: $(BENCH_STAMP)  ## seconds and memory of metagradients besid
 bench-dpsgd: $(BENCH_STAMP)  ## examples per second and memory of a DP-SGD step beside its peers
 	$(BENCH)/python -m benchmarks.dpsgd
 	$(BENCH)/python -m benchmarks.ghost_norms
+	$(BENCH)/python -m benchmarks.tables
+
+bench-together: $(BENCH_STAMP)  ## audit runs at once beside one after the other; BENCH_OPTIONS="--device gpu" on a GPU
+	$(BENCH)/python -m benchmarks.runs_together $(BENCH_OPTIONS)
 	$(BENCH)/python -m benchmarks.tables
 
 bench-audits: $(BENCH_STAMP)  ## level, power and seconds of bounds on epsilon beside their peers, an hour

@@ -20,6 +20,7 @@ from benchmarks import (
     ghost_norms,
     metagradient,
     paper_cost,
+    runs_together,
     step_vjp,
 )
 from benchmarks.audit_tables import audit_sections, auditing_sections
@@ -143,6 +144,7 @@ def main() -> None:
     audits = [pd.read_csv(module.RESULTS) for module in (calibration, audit_peers, audit_speed)]
     others = {"data_loading": loading(pd.read_csv(data_loading.RESULTS))}
     others |= {"dpsgd": dpsgd_tables.steps(pd.read_csv(dpsgd.RESULTS))}
+    others |= {"runs_together": runs_together.table(pd.read_csv(runs_together.RESULTS))}
     others |= {"ghost_norms": ghost_norms.table(pd.read_csv(ghost_norms.RESULTS))}
     for path, generated in (
         (README, sections(*results) | audit_sections(*audits[:2]) | others),

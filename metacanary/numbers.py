@@ -62,6 +62,7 @@ def number(query: str, results: Path) -> str:
         key with dots and nothing else; `COLUMN±` is a mean with half of its 95% interval over runs; max(COLUMN),
         min(...), mean(...) of all rows that match. In the file epsilon, the tidy summary, rows are runs at the last
         step and a column is their mean; with `minus` that of the differences to another canary kind, run by run.
+        Kinds joined by + (`canary=a+b minus=c+d`) are averaged within each run first: optimisations of one kind, say.
       results: The folder of published results.
 
     Raises:
@@ -128,7 +129,7 @@ def _over_runs(table: pd.DataFrame, name: str, wanted: dict[str, str]) -> tuple[
     other = wanted.pop("minus", None)
     values = _by_run(table, name, wanted)
     if other is not None:
-        values = values - _by_run(table, name, {**wanted, "canary": other})
+        values = values - _by_run(table, name, wanted | {"canary": other})
     if values.isna().any():
         raise ValueError("kinds of different runs, expected the same ones")
     row = tables.over_runs(pd.DataFrame({"all": 0, name: values}), ["all"], name).iloc[0]
@@ -136,6 +137,15 @@ def _over_runs(table: pd.DataFrame, name: str, wanted: dict[str, str]) -> tuple[
 
 
 def _by_run(table: pd.DataFrame, name: str, wanted: dict[str, str]) -> pd.Series:
+    """Takes a column by run, at the last step: of one cell, or its mean over those of several canary kinds."""
+    if "+" not in wanted.get("canary", ""):
+        return _of_cell(table, name, wanted)
+    kinds = wanted["canary"].split("+")
+    each = [_of_cell(table, name, wanted | {"canary": kind}) for kind in kinds]
+    return pd.concat(each, axis="columns").mean(axis="columns", skipna=False)
+
+
+def _of_cell(table: pd.DataFrame, name: str, wanted: dict[str, str]) -> pd.Series:
     """Takes a column of one cell by run, at the last step."""
     rows = _chosen(table[table["run"].astype(str) != tables.POOLED], wanted)
     rows = rows[rows["step"] == rows["step"].max()]

@@ -1,4 +1,7 @@
-"""Training steps: SGD without privacy, and DP-SGD, each as a state and a pure function (state, pixels, t) -> state.
+"""Training steps: SGD without privacy, and DP-SGD, each as a state and a pure function (state, canaries, t) -> state.
+
+Canaries are their pixels, [m, height, width, channels] in [0, 1], and have the labels of the state; or they are
+`soft_labels.SoftlyLabelled`, pixels and labels that both can be differentiated by.
 
 A state holds all that a step needs beside the canaries' pixels, all randomness included: parameters, the optimiser's
 state, the batches of all steps, the keys of noise and augmentation, images and labels. So `training.train` and
@@ -17,22 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import augmentation, clipping, dpsgd, gradients, models
+from metacanary import augmentation, clipping, dpsgd, gradients, models, soft_labels
 from metacanary.recipes import DPSGD, SGD, Augmentation
-from metacanary.runs import Pool, stream, take
+from metacanary.runs import Pool, stream, take, take_labels
+from metacanary.soft_labels import CanaryInputs, SoftlyLabelled
 
 PyTree = Any
 Params = Any
-StepFn = Callable[[PyTree, jax.Array, jax.Array], PyTree]
+StepFn = Callable[[PyTree, CanaryInputs, jax.Array], PyTree]
 
 MAX_UNROLL = 16
 """Microbatches of DP-SGD that are written out one after the other where a loop over them is slow."""
 
 
 def cross_entropy(model: nn.Module, params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy of a batch."""
+    """Mean cross-entropy of a batch, of classes or probabilities."""
     logits = models.apply(model, params, images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return soft_labels.cross_entropy(logits, labels).mean()
 
 
 def data_order(key: jax.Array, used: np.ndarray, num_steps: int, batch_size: int) -> np.ndarray:
@@ -67,22 +71,23 @@ def sgd_state(
 
 @cache
 def sgd_step(recipe: SGD, model: nn.Module) -> StepFn:
-    """The step function (state, canary_images, t) -> state of SGD; the contract of `metagradient.replay`.
+    """The step function (state, canaries, t) -> state of SGD; the contract of `metagradient.replay`.
 
     Equal arguments give the same function object, so that it is compiled once.
     """
 
-    def step(state: PyTree, canary_images: jax.Array, t: jax.Array) -> PyTree:
+    def step(state: PyTree, canaries: CanaryInputs, t: jax.Array) -> PyTree:
         rows = state["order"][t]
-        images, labels = take(state["images"], canary_images, rows), state["labels"][rows]
+        images, labels = _examples(state, canaries, rows)
+        of_label = labels.shape[1:]  # () of a class, (k,) of probabilities
         if recipe.augmentation.is_on:
             copies = _copies(recipe.augmentation, state["augmentation"], t, rows, images)
-            images, labels = copies, jnp.broadcast_to(labels[:, None], copies.shape[:2])
+            images, labels = copies, jnp.broadcast_to(labels[:, None], (*copies.shape[:2], *of_label))
         trained, frozen = _split(recipe, model, state)
 
         def loss(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
             flat = images.reshape(-1, *state["images"].shape[1:])
-            return cross_entropy(model, clipping.merge(params, frozen), flat, labels.ravel())
+            return cross_entropy(model, clipping.merge(params, frozen), flat, labels.reshape(-1, *of_label))
 
         gradient = gradients.mean_gradient(loss, trained, images, labels, microbatch=recipe.microbatch)
         return _updated(recipe, model, state, gradient, t)
@@ -107,15 +112,15 @@ def dpsgd_state(
 
 @cache
 def dpsgd_step(recipe: DPSGD, model: nn.Module) -> StepFn:
-    """The step function (state, canary_images, t) -> state of DP-SGD; the contract of `metagradient.replay`.
+    """The step function (state, canaries, t) -> state of DP-SGD; the contract of `metagradient.replay`.
 
     Sampling, noise and augmentation are frozen: functions of the state's keys and of t. The derivative goes through
     the clipping of each example's gradient and through its augmented copies. Equal arguments give the same function
     object, so that it is compiled once.
     """
 
-    def step(state: PyTree, canary_images: jax.Array, t: jax.Array) -> PyTree:
-        return private_update(recipe, model, state, clipped_sum(recipe, model, state, canary_images, t), t)
+    def step(state: PyTree, canaries: CanaryInputs, t: jax.Array) -> PyTree:
+        return private_update(recipe, model, state, clipped_sum(recipe, model, state, canaries, t), t)
 
     return step
 
@@ -144,7 +149,7 @@ def clipped_sum(
     recipe: DPSGD,
     model: nn.Module,
     state: PyTree,
-    canary_images: jax.Array,
+    canaries: CanaryInputs,
     t: jax.Array,
     *,
     unroll: int | None = None,
@@ -154,8 +159,9 @@ def clipped_sum(
     Args:
       recipe: of the run.
       model: the network.
-      state: as `dpsgd_state` makes it.
-      canary_images: [m, height, width, channels] in [0, 1].
+      state: as `dpsgd_state` makes it; of runs that are trained together with "is_used", bool [num_steps,
+        microbatches], which says where any of them has more than padding.
+      canaries: their pixels, or pixels and labels.
       t: the step.
       unroll: microbatches to write out without a loop; None for what suits the device.
 
@@ -167,25 +173,28 @@ def clipped_sum(
       rematerialised). How the batch is cut and padded changes nothing but rounding.
     """
     parts = state["samples"][t].reshape(-1, recipe.microbatch)
+    is_used = state["is_used"][t] if "is_used" in state else parts[:, 0] >= 0
     trained = _split(recipe, model, state)[0]
     thresholds = state.get("thresholds", {})
 
     @jax.checkpoint
-    def one(params: Params, pixels: jax.Array, bounds: clipping.Thresholds, rows: jax.Array) -> PyTree:
+    def one(params: Params, inputs: CanaryInputs, bounds: clipping.Thresholds, rows: jax.Array) -> PyTree:
         parted = {**state, "params": clipping.merge(params, _split(recipe, model, state)[1]), "thresholds": bounds}
-        return microbatch_sum(recipe, model, parted, pixels, rows, t)
+        return microbatch_sum(recipe, model, parted, inputs, rows, t)
 
     unroll = unroll or (MAX_UNROLL if is_loop_slow(model) else 1)
 
-    def add(total: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
+    def add(total: PyTree, part: tuple[jax.Array, jax.Array]) -> tuple[PyTree, None]:
+        rows, used = part
+
         def added() -> PyTree:
-            return jax.tree.map(jnp.add, total, one(trained, canary_images, thresholds, rows))
+            return jax.tree.map(jnp.add, total, one(trained, canaries, thresholds, rows))
 
         # A loop passes over what is padding alone; a branch is as slow as a loop where those are slow.
-        return (jax.lax.cond(rows[0] >= 0, added, lambda: total) if unroll == 1 else added()), None
+        return (jax.lax.cond(used, added, lambda: total) if unroll == 1 else added()), None
 
     start = zero_sum(recipe, model, state)
-    return jax.lax.scan(add, start, parts, unroll=min(unroll, len(parts)))[0]
+    return jax.lax.scan(add, start, (parts, is_used), unroll=min(unroll, len(parts)))[0]
 
 
 def zero_sum(recipe: DPSGD, model: nn.Module, state: PyTree) -> tuple[Params, dict[str, jax.Array]]:
@@ -194,23 +203,37 @@ def zero_sum(recipe: DPSGD, model: nn.Module, state: PyTree) -> tuple[Params, di
 
 
 def microbatch_sum(
-    recipe: DPSGD, model: nn.Module, state: PyTree, canary_images: jax.Array, rows: jax.Array, t: jax.Array
+    recipe: DPSGD, model: nn.Module, state: PyTree, canaries: CanaryInputs, rows: jax.Array, t: jax.Array
 ) -> tuple[Params, dict[str, jax.Array]]:
     """The part of `clipped_sum` of some rows, int32 [microbatch], of which -1 is padding."""
     trained, frozen = _split(recipe, model, state)
     real = jnp.maximum(rows, 0)
-    images = take(state["images"], canary_images, real)
+    images, labels = _examples(state, canaries, real)
     return clipping.clipped_sum(
         model,
         _loss_of_copies,
         trained,
         frozen,
         _copies(recipe.augmentation, state["augmentation"], t, real, images),
-        state["labels"][real],
+        labels,
         rows >= 0,
         clip_norm=recipe.clip_norm,
         thresholds=state.get("thresholds", {}),
     )
+
+
+def canaries_of(state: PyTree, canaries: CanaryInputs) -> tuple[jax.Array, jax.Array]:
+    """The images of canaries and the labels that they are trained with: int [m], or probabilities [m, k]."""
+    if isinstance(canaries, SoftlyLabelled):
+        return canaries.images, canaries.labels
+    return canaries, state["labels"][-len(canaries) :]
+
+
+def _examples(state: PyTree, canaries: CanaryInputs, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Images and labels by row; labels of all rows are probabilities if those of canaries are."""
+    if isinstance(canaries, SoftlyLabelled):
+        return take(state["images"], canaries.images, rows), take_labels(state["labels"], canaries.labels, rows)
+    return take(state["images"], canaries, rows), state["labels"][rows]
 
 
 def is_loop_slow(model: nn.Module) -> bool:
@@ -227,8 +250,8 @@ def _copies(settings: Augmentation, key: jax.Array, t: jax.Array, rows: jax.Arra
 
 def _loss_of_copies(logits: jax.Array, label: jax.Array) -> jax.Array:
     """Mean loss of the copies of one example: its gradient is the mean of theirs."""
-    labels = jnp.broadcast_to(label, len(logits))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    labels = jnp.broadcast_to(label, (len(logits), *label.shape))
+    return soft_labels.cross_entropy(logits, labels).mean()
 
 
 def released(recipe: SGD | DPSGD, state: PyTree) -> Params:

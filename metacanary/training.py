@@ -11,8 +11,6 @@ A training set is a `Pool` (the other images, uint8) and the canaries that the r
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -24,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from metacanary import accounting, layer_gradients, models, steps, store
-from metacanary.interruption import ShouldStop, Stopped
+from metacanary import accounting, layer_gradients, models, steps, training_loop
+from metacanary.interruption import ShouldStop
 from metacanary.recipes import DPSGD, SGD
 from metacanary.runs import Pool
 from metacanary.steps import StepFn
@@ -33,9 +31,6 @@ from metacanary.steps import StepFn
 PyTree = Any
 Params = Any
 Recipe = SGD | DPSGD
-
-CHECK_EVERY = 50
-"""Steps between two looks at whether all parameters are finite; each look waits for the device."""
 
 
 def initial_state(
@@ -115,46 +110,21 @@ def train(
       One that is stopped loses no step, and waits for two steps of the device at most before it writes.
       No checkpoint holds parameters that are not finite.
     """
-    wrong = [s for s in snapshots if not 1 <= s <= recipe.num_steps]
-    if wrong:
-        raise ValueError(f"snapshots: got {wrong}, expected steps between 1 and num_steps = {recipe.num_steps}")
-    if should_stop is not None and checkpoint is None:
-        raise ValueError("checkpoint: got None, expected a file, since should_stop is given")
     if isinstance(recipe, DPSGD):
         require_private(recipe, model, pool, included)
     pixels, step = jnp.asarray(canary_images), compiled_step(recipe, model)
-    state = initial_state(recipe, model, pool, included, seed=seed, initial=initial)
-    kept = {str(s): state["params"] for s in sorted(snapshots)}
-    start = 0
-    identity = {"recipe": repr(recipe), "model": repr(model), "seed": seed, "initial": _digest(initial)}
-    if checkpoint is not None and checkpoint.exists():
-        _require_same_run(checkpoint, identity)
-        saved = store.read_tree(checkpoint, {"step": np.int64(0), "carried": _carried(state), "kept": kept})
-        start, kept = int(saved["step"]), saved["kept"]
-        state |= saved["carried"]
-    looks = {*snapshots, *range(0, recipe.num_steps, CHECK_EVERY), recipe.num_steps}
-    first_bad = np.int32(0)
-    written = time.monotonic()
-    for t in range(start, recipe.num_steps):
-        state |= step(state, pixels, np.int32(t))
-        before, first_bad = first_bad, _first_bad(first_bad, state["params"], t + 1)
-        if should_stop is not None:
-            jax.block_until_ready(before)  # or the device would have many steps to finish when it is asked to stop
-        stopping = should_stop is not None and should_stop()
-        due = checkpoint is not None and (stopping or time.monotonic() - written > checkpoint_seconds)
-        if due or t + 1 in looks:
-            _require_finite(first_bad, recipe.num_steps)
-        if t + 1 in snapshots:
-            kept[str(t + 1)] = steps.released(recipe, state)
-        if checkpoint is not None and due:
-            tree = {"step": np.int64(t + 1), "carried": _carried(state), "kept": kept}
-            store.write_tree(checkpoint, tree, identity)
-            written = time.monotonic()
-        if on_step:
-            on_step(t + 1)
-        if stopping:
-            raise Stopped(f"stopped after step {t + 1} of {recipe.num_steps}")
-    return {int(s): params for s, params in kept.items()}
+    return training_loop.follow(
+        lambda state, t: step(state, pixels, t),
+        initial_state(recipe, model, pool, included, seed=seed, initial=initial),
+        num_steps=recipe.num_steps,
+        snapshots=snapshots,
+        released=partial(steps.released, recipe),
+        identity={"recipe": repr(recipe), "model": repr(model), "seed": seed, "initial": training_loop.digest(initial)},
+        checkpoint=checkpoint,
+        checkpoint_seconds=checkpoint_seconds,
+        on_step=on_step,
+        should_stop=should_stop,
+    )
 
 
 def compiled_step(recipe: Recipe, model: nn.Module) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
@@ -170,7 +140,7 @@ def compiled_step(recipe: Recipe, model: nn.Module) -> Callable[[PyTree, jax.Arr
 @cache
 def _compiled(step_fn: StepFn) -> Callable[[PyTree, jax.Array, np.integer], dict[str, PyTree]]:
     """A step as one program; equal functions share it."""
-    return jax.jit(lambda state, pixels, t: _carried(step_fn(state, pixels, t)))
+    return jax.jit(lambda state, pixels, t: training_loop.carried(step_fn(state, pixels, t)))
 
 
 @cache
@@ -185,7 +155,9 @@ def _in_microbatches(recipe: DPSGD, model: nn.Module) -> Callable[[PyTree, jax.A
 
     zeros = jax.jit(partial(steps.zero_sum, recipe, model))
     added = jax.jit(add, donate_argnums=0)
-    update = jax.jit(lambda state, summed, t: _carried(steps.private_update(recipe, model, state, summed, t)))
+    update = jax.jit(
+        lambda state, summed, t: training_loop.carried(steps.private_update(recipe, model, state, summed, t))
+    )
 
     def step(state: PyTree, pixels: jax.Array, t: np.integer) -> dict[str, PyTree]:
         parts = np.asarray(state["samples"][t]).reshape(-1, recipe.microbatch)
@@ -196,11 +168,6 @@ def _in_microbatches(recipe: DPSGD, model: nn.Module) -> Callable[[PyTree, jax.A
         return update(state, summed, t)
 
     return step
-
-
-def _carried(state: PyTree) -> dict[str, PyTree]:
-    """What of a state changes from step to step."""
-    return {name: state[name] for name in ("params", "optimizer", "ema", "thresholds") if name in state}
 
 
 def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.ndarray) -> None:
@@ -277,41 +244,6 @@ def require_independent(model: nn.Module, image_shape: tuple[int, ...]) -> None:
                 f"model {type(model).__name__}: the {what} on the others of its batch, expected on it alone under "
                 "DP-SGD: clipping one example would not bound its influence"
             )
-
-
-def _digest(params: Params | None) -> str:
-    """What identifies parameters, or none."""
-    if params is None:
-        return ""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _require_same_run(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another run."""
-    saved = store.read_provenance(checkpoint)
-    wrong = [name for name, value in identity.items() if saved.get(name) != value]
-    if wrong:
-        raise ValueError(f"checkpoint: {checkpoint} is of another {' and '.join(wrong)}, expected {identity}")
-
-
-@jax.jit
-def _first_bad(first_bad: jax.Array, params: Params, step: int) -> jax.Array:
-    """The first step after which parameters were not finite, 0 for none.
-
-    It stays on the device until it is looked at. A function of its own: compiled into the step it could change how
-    that is rounded.
-    """
-    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
-    return jnp.where((first_bad == 0) & ~finite, step, first_bad)
-
-
-def _require_finite(first_bad: jax.Array, num_steps: int) -> None:
-    """Stop a run whose parameters are not finite."""
-    if step := int(first_bad):
-        raise FloatingPointError(f"parameters are not finite after step {step} of {num_steps}: lower learning_rate")
 
 
 def predict(model: nn.Module, params: Params, images: np.ndarray, batch_size: int = 512) -> np.ndarray:

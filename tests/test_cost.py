@@ -70,6 +70,32 @@ def test_costs_add_up_what_is_measured(config, tmp_path):
     assert re.search(rf"^total +\d+ +{total / 3600:.2f} +{1000 / 3600:.2f} h", _cost.table(found), re.MULTILINE)
 
 
+def test_runs_that_are_trained_at_once_share_their_steps(config, tmp_path):
+    """5 runs of 4 steps in pairs: 3 groups, of which the last has another size; 6 of 3 steps in two blocks of 3."""
+    config["trainings"]["sgd"]["runs_together"] = 2
+    config["trainings"]["dpsgd"]["runs_together"] = 3
+    found = _cost.costs(config, Fixed(), tmp_path)["train_audit_models"]
+    assert found.seconds == 2 * (2 * 10 + 3 * 4 * 2) + 2 * (10 + 3 * 2)
+
+
+def test_measure_takes_steps_of_all_runs_at_once(config, monkeypatch):
+    """Once for each number of them, whose steps take the states of so many."""
+    stages, sizes, measure = _stages.Stages(config), [], _cost.Measure(steps=1, rows=None)
+    initial_state = _cost.training_together.initial_state
+
+    def counted(*args, seeds, **options):
+        sizes.append(len(seeds))
+        return initial_state(*args, seeds=seeds, **options)
+
+    monkeypatch.setattr(_cost.training_together, "initial_state", counted)
+    (cell,) = [cell for cell in stages.cells() if cell["training"] == "dpsgd"]
+    settings = stages.settings("models", **cell, block="0")
+    for together in (1, 2, 3, 3):
+        assert _cost.block_seconds(settings | {"runs_together": together}, measure) > 0
+    assert sizes == [2, 3]
+    assert len(measure._known) == 3
+
+
 def test_finished_jobs_count_with_their_own_time(config, tmp_path):
     path = tmp_path / "models/digits/random/sgd/epsinf/block0.npz"
     store.write_npz(path, {}, {"wall_seconds": 7.0})

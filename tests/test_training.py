@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary import dpsgd, models, training
+from metacanary import dpsgd, models, training, training_loop
 from metacanary.accounting import noise_multiplier
 from metacanary.interruption import Stopped
 from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule, Target
@@ -295,11 +295,11 @@ def test_train_names_the_step_at_which_it_diverged(pool, pixels, recipe):
 @RECIPES
 def test_train_stops_soon_after_it_diverged(pool, pixels, recipe):
     """Within CHECK_EVERY steps."""
-    recipe, steps = replace(recipe, momentum=1e8, num_steps=2 * training.CHECK_EVERY), []
+    recipe, steps = replace(recipe, momentum=1e8, num_steps=2 * training_loop.CHECK_EVERY), []
     expected = first_bad_step(recipe, pool, pixels)
     with pytest.raises(FloatingPointError, match=f"after step {expected} of 100"):
         train(recipe, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[100], on_step=steps.append)
-    assert expected <= len(steps) + 1 == training.CHECK_EVERY
+    assert expected <= len(steps) + 1 == training_loop.CHECK_EVERY
 
 
 @RECIPES

@@ -30,7 +30,7 @@ import yaml
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import validate
 
-from metacanary import backend, data, gradient_max, models, optimization, runs, store, training
+from metacanary import backend, data, gradient_max, models, optimization, runs, store, training, training_together
 
 SCHEMA = Path(__file__).resolve().parent.parent / "schemas" / "config.schema.yaml"
 Recipe = training.Recipe
@@ -76,8 +76,11 @@ class Measure:
         self._known: dict[str, Any] = {}
 
     def training(self, settings: dict[str, Any], chosen: Recipe) -> tuple[float, float]:
-        """Seconds to compile a step of a training, and seconds of a step."""
-        key = store.digest([repr(dataclasses.replace(chosen, num_steps=1)), settings["model"], shape(settings)])
+        """Seconds to compile a step of a training, and seconds of a step, of all runs that are trained at once."""
+        together = settings.get("runs_together", 1)
+        key = store.digest(
+            [repr(dataclasses.replace(chosen, num_steps=1)), settings["model"], shape(settings), together]
+        )
         if key not in self._known:
             self._known[key] = self._step(settings, chosen)
         return self._known[key]
@@ -119,14 +122,22 @@ class Measure:
         inserted = _family.canaries_of("random", settings | {"num_canaries": 2, "seed": 0}, dataset)
         model = _build.model(settings["model"], len(dataset.class_names))
         pool = _build.pool(settings, dataset, inserted)
-        state = training.initial_state(chosen, model, pool, np.array([True, False]), seed=0)
-        function = training.step_function(chosen, model)
+        coins, together = np.array([True, False]), settings.get("runs_together", 1)
+        if together > 1:
+            seeds, starts = range(together), [None] * together
+            included = np.stack([coins] * together)
+            state = training_together.initial_state(chosen, model, pool, included, seeds=seeds, initial=starts)
+            step = training_together.compiled_step(chosen, model)
+        else:
+            state = training.initial_state(chosen, model, pool, coins, seed=0)
+            function = training.step_function(chosen, model)
 
-        def changed(state: Any, pixels: jax.Array, t: np.integer) -> dict[str, Any]:
-            after = function(state, pixels, t)
-            return {name: after[name] for name in ("params", "optimizer")}
+            def changed(state: Any, pixels: jax.Array, t: np.integer) -> dict[str, Any]:
+                after = function(state, pixels, t)
+                return {name: after[name] for name in ("params", "optimizer")}
 
-        step, seconds = jax.jit(changed), []
+            step = jax.jit(changed)
+        seconds = []
         for t in range(self._steps + 1):
             began = time.perf_counter()
             state |= jax.block_until_ready(step(state, inserted.images, np.int32(t)))
@@ -232,12 +243,17 @@ def costs(config: dict[str, Any], measure: Measure, results: Path) -> dict[str, 
 
 
 def block_seconds(settings: dict[str, Any], measure: Measure) -> float:
-    """Seconds of a block of runs, from measured steps; the noise has no part in them."""
+    """Seconds of a block of runs, from measured steps; the noise has no part in them.
+
+    Of runs that are trained at once: what is left over of a block counts as a whole group, and compiles once more.
+    """
     options = settings["options"]
     noise = {"noise_multiplier": 1.0} if settings["algorithm"] == "dpsgd" else {}
     chosen = _build.recipe(settings["algorithm"], options | noise)
     compiling, step = measure.training(settings, chosen)
-    return compiling + len(settings["runs"]) * chosen.num_steps * step
+    whole, rest = divmod(len(settings["runs"]), settings.get("runs_together", 1))
+    groups, programs = whole + (rest > 0), 1 + (whole > 0 and rest > 0)
+    return programs * compiling + groups * chosen.num_steps * step
 
 
 def table(found: dict[str, Cost]) -> str:

@@ -207,9 +207,9 @@ def logged(path: Path, *, earlier: Path | None = None) -> Iterator[None]:
                 store.write_text(earlier, path.read_text(encoding="utf-8"))
 
 
-def advance(bar: tqdm, reached: int) -> None:
-    """Moves the bar after a step; steps before it that a checkpoint held have no part in the rate."""
-    bar.initial += max(reached - bar.n - 1, 0)
+def advance(bar: tqdm, reached: int, *, by: int = 1) -> None:
+    """Moves the bar by a step, or a step of several runs; what before it a checkpoint held has no part in the rate."""
+    bar.initial += max(reached - bar.n - by, 0)
     bar.update(reached - bar.n)
 
 

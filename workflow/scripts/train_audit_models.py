@@ -1,8 +1,10 @@
 """Trains a block of audited models: data set, canaries.npz, model.npz of a pretraining if there is one -> block.npz.
 
-Finished runs, and the run under way once a minute and on SIGTERM, go to checkpoints; a killed job goes on from there.
+Finished runs, and those under way once a minute and on SIGTERM, go to checkpoints; a killed job goes on from there.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from _job import advance, progress, running
 from flax.traverse_util import flatten_dict
 
-from metacanary import accounting, canaries, data, pretraining, runs, store, training
+from metacanary import accounting, canaries, data, pretraining, runs, store, training, training_together
 from metacanary.interruption import ShouldStop
 
 
@@ -34,17 +36,19 @@ def recipe(settings: dict[str, Any]) -> training.Recipe:
     return _build.recipe("dpsgd", options | {"noise_multiplier": noise, "target": target})
 
 
-def train_run(
+def train_runs(
     settings: dict[str, Any],
     chosen: training.Recipe,
     model: nn.Module,
     dataset: data.Dataset,
     inserted: canaries.Canaries,
-    role: str,
+    roles: Sequence[str],
     pretrained: pretraining.Pretrained | None = None,
+    *,
+    seeds: Sequence[int],
     **options: Any,
-) -> dict[str, np.ndarray]:
-    """Trains one model on its own coins, or on no canary at all.
+) -> list[dict[str, np.ndarray]]:
+    """Trains models, each on its own coins or on no canary at all; if there are several, at once.
 
     Args:
       settings: Of the job.
@@ -52,33 +56,41 @@ def train_run(
       model: The network.
       dataset: Its training images make the pool, its test images the accuracy.
       inserted: The canaries.
-      role: audited, surrogate or reference; a reference run includes no canary.
+      roles: audited, surrogate or reference, of each run; a reference run includes no canary.
       pretrained: What to start from; None for from scratch.
-      **options: seed, checkpoint, on_step, should_stop of `training.train`.
+      seeds: Of each run.
+      **options: checkpoint, on_step, should_stop of `training.train`.
 
     Returns:
-      included [m], test_accuracy [S], noise_multiplier [], initial/<path> [...], and params/<path> [S, ...] of S
-      snapshots.
+      Of each run: included [m], test_accuracy [S], noise_multiplier [], initial/<path> [...], and params/<path>
+      [S, ...] of S snapshots.
     """
-    coins = runs.coins(options["seed"], len(inserted.id), settings["game"])
-    included = np.zeros_like(coins) if role == "reference" else coins
+    coins = [runs.coins(seed, len(inserted.id), settings["game"]) for seed in seeds]
+    included = np.stack([own & (role != "reference") for own, role in zip(coins, roles, strict=True)])
     pool = _build.pool(settings, dataset, inserted)
-    key, image_shape = runs.stream(options["seed"], "init"), pool.images.shape[1:]
-    initial = pretraining.start(model, pretrained, dataset.class_names, key=key, image_shape=image_shape)
-    snapshots = training.train(
-        chosen, model, pool, inserted.images, included, snapshots=settings["snapshots"], initial=initial, **options
-    )
-    trees = [snapshots[step] for step in settings["snapshots"]]
+    keys, image_shape = [runs.stream(seed, "init") for seed in seeds], pool.images.shape[1:]
+    start = partial(pretraining.start, model, pretrained, dataset.class_names, image_shape=image_shape)
+    initial = [start(key=key) for key in keys]
+    shared, options = (chosen, model, pool, inserted.images), options | {"snapshots": settings["snapshots"]}
+    if len(seeds) == 1:
+        found = [training.train(*shared, included[0], seed=seeds[0], initial=initial[0], **options)]
+    else:
+        found = training_together.train_together(*shared, included, seeds=seeds, initial=initial, **options)
     test_images = _build.resized(settings, dataset.test_images)
-    accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-    return {
-        "included": included,
-        "test_accuracy": np.array(accuracies),
-        "noise_multiplier": np.array(getattr(chosen, "noise_multiplier", 0.0)),
-        **{f"initial/{path}": np.asarray(leaf) for path, leaf in flatten_dict(initial, sep="/").items()},
-        **{f"params/{path}": leaf for path, leaf in flatten_dict(stacked, sep="/").items()},
-    }
+
+    def arrays(own: np.ndarray, first: training.Params, snapshots: dict[int, training.Params]) -> dict[str, np.ndarray]:
+        trees = [snapshots[step] for step in settings["snapshots"]]
+        accuracies = [training.accuracy(model, params, test_images, dataset.test_labels) for params in trees]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+        return {
+            "included": own,
+            "test_accuracy": np.array(accuracies),
+            "noise_multiplier": np.array(getattr(chosen, "noise_multiplier", 0.0)),
+            **{f"initial/{path}": np.asarray(leaf) for path, leaf in flatten_dict(first, sep="/").items()},
+            **{f"params/{path}": leaf for path, leaf in flatten_dict(stacked, sep="/").items()},
+        }
+
+    return list(map(arrays, included, initial, found))
 
 
 def train_block(
@@ -89,38 +101,48 @@ def train_block(
     pretrained: pretraining.Pretrained | None = None,
     should_stop: ShouldStop | None = None,
 ) -> dict[str, np.ndarray]:
-    """Trains the runs of a block, one after the other.
+    """Trains the runs of a block, one after the other, or groups of `runs_together` of them.
 
     Returns:
-      The arrays of block.npz: run [K], role [K], step [S], canary_id [m], and those of `train_run`, stacked over runs.
+      The arrays of block.npz: run [K], role [K], step [S], canary_id [m], and those of `train_runs`, stacked over runs.
     """
     chosen, model = recipe(settings), _build.model(settings["model"], len(dataset.class_names))
-    runs, steps = [], chosen.num_steps
-    finished_before = sum((checkpoints / f"run{run}.npz").exists() for run in settings["runs"])
-    listed = zip(settings["runs"], settings["roles"], settings["seeds"], strict=True)
-    with progress(len(settings["runs"]) * steps, "step", "train", initial=finished_before * steps) as bar:
-        for index, (run, role, seed) in enumerate(listed):
-            finished = checkpoints / f"run{run}.npz"
-            if not finished.exists():
-                arrays = train_run(
+    steps, together = chosen.num_steps, settings.get("runs_together", 1)
+    listed = list(zip(settings["runs"], settings["roles"], settings["seeds"], strict=True))
+    groups = [listed[first : first + together] for first in range(0, len(listed), together)]
+    finished = {run: checkpoints / f"run{run}.npz" for run in settings["runs"]}
+
+    def is_finished(group: list[tuple[int, str, int]]) -> bool:
+        return all(finished[run].exists() for run, _, _ in group)
+
+    arrays = []
+    finished_before = sum(len(group) for group in groups if is_finished(group))
+    with progress(len(listed) * steps, "step", "train", initial=finished_before * steps) as bar:
+        for group in groups:
+            numbers, roles, seeds = zip(*group, strict=True)
+            if not is_finished(group):
+                before, count = len(arrays) * steps, len(group)
+                name = f"run{numbers[0]}" if count == 1 else f"runs{numbers[0]}-{numbers[-1]}"
+                found = train_runs(
                     settings,
                     chosen,
                     model,
                     dataset,
                     inserted,
-                    role,
+                    roles,
                     pretrained,
-                    seed=seed,
-                    checkpoint=checkpoints / f"run{run}-training.npz",
-                    on_step=lambda done, before=index * steps: advance(bar, before + done),
+                    seeds=seeds,
+                    checkpoint=checkpoints / f"{name}-training.npz",
+                    on_step=lambda done, before=before, count=count: advance(bar, before + done * count, by=count),
                     should_stop=should_stop,
                 )
-                store.write_npz(finished, arrays, {})
-            runs.append(store.read_npz(finished)[0])
-            bar.set_postfix(run=run, test_accuracy=runs[-1]["test_accuracy"][-1], refresh=False)
+                for run, of_run in zip(numbers, found, strict=True):
+                    store.write_npz(finished[run], of_run, {})
+            arrays += [store.read_npz(finished[run])[0] for run in numbers]
+            bar.set_postfix(run=numbers[-1], test_accuracy=arrays[-1]["test_accuracy"][-1], refresh=False)
     index = {"run": settings["runs"], "role": settings["roles"], "step": settings["snapshots"]}
     index["canary_id"] = inserted.id
-    return {**index, **{name: np.stack([arrays[name] for arrays in runs]) for name in runs[0]}}
+    return {**index, **{name: np.stack([of_run[name] for of_run in arrays]) for name in arrays[0]}}
 
 
 if __name__ == "__main__":
