@@ -143,7 +143,7 @@ def clipped_sum(
       trained: The parameters to take gradients by, as `split` returns them.
       frozen: The others.
       copies: [batch, K, height, width, channels].
-      labels: [batch].
+      labels: [batch], or [batch, classes] of probabilities, as the loss takes them.
       mask: bool [batch]; rows with False pad the batch to its fixed shape.
       clip_norm: C, of flat clipping.
       thresholds: C_k by layer; none for flat clipping.

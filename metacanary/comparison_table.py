@@ -236,13 +236,14 @@ def _with_costs(rows: pd.DataFrame, kinds: Mapping[str, comparisons.Kind], costs
 def _matrix(table: pd.DataFrame) -> pd.DataFrame:
     """The text of a comparison by model: a row per kind, a column per training."""
     several = table["dataset"].nunique() > 1
-    headers, names_of, found = column_names(table), row_names(table), []
+    headers, names_of, found = column_names(table), row_names(table).to_dict(), []
     for (dataset, kind), rows in table.groupby(["dataset", "canary"], sort=False):
         names = ({"dataset": dataset} if several else {}) | {"canary": kind}
         stars = rows["own_model"].astype(int) + rows["own_recipe"].astype(int)
         pairs = zip(rows["epsilon_mean"], rows["auroc_mean"], stars, strict=True)
         cells = [f"{_number(e, '.2f')} ({_number(a, '.3f')}){' ' * bool(n)}{'*' * n}" for e, a, n in pairs]
-        own = table_formats.NO_VALUE if pd.isna(names_of[kind]) else names_of[kind]
+        own = names_of[str(kind)]
+        own = table_formats.NO_VALUE if pd.isna(own) else own
         found.append({**names, "optimised through": own, **dict(zip(headers, cells, strict=True))})
     return pd.DataFrame(found, dtype=object)
 

@@ -104,7 +104,7 @@ def clipped_gradient_sum(
       loss_fn: loss of one example, loss_fn(params, image, label) -> scalar.
       params: parameter tree.
       images: [batch, ...]; an example may be one image or its copies.
-      labels: [batch].
+      labels: [batch], or [batch, classes] of probabilities, as the loss takes them.
       mask: [batch] of 0 or 1; rows with 0 pad the batch to its fixed shape.
       clip_norm: C.
 

@@ -6,9 +6,8 @@ canary with label y ascend
 
     phi(x) = mean over proxies theta of log |grad_theta loss(theta, x, y)|,
 
-the norm over all parameters that a training of the same recipe changes, of the gradient as DP-SGD has it before it is
-clipped. With augmentation it is not quite that: the gradient here is that of the image as it is, where DP-SGD has the
-mean over altered copies. The logarithm lets no proxy outweigh the others.
+the norm over all parameters that a training of the same recipe changes (`gradient_norms`). The logarithm lets no proxy
+outweigh the others.
 
     proxies = train_proxies(settings, model, pool, start, seed=1)
     for state, row in maximize(settings, model, start, proxies): ...
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import clipping, dpsgd, gradients, layer_gradients, models, runs, store, training
+from metacanary import gradient_norms, models, runs, store, training
 from metacanary.canaries import Canaries
 from metacanary.optimization import AdamUpdate, MetaState, SignedUpdate
 from metacanary.recipes import DPSGD, SGD
@@ -182,7 +181,7 @@ def log_norm_slopes(
       Norms [P, m] of the cross-entropy's gradient by the trained parameters; and, as images, the derivative of the mean
       over proxies of the logarithm of an image's norm. A norm of 0 adds 0 to it.
     """
-    slopes_of = _compiled(settings.recipe.trainable == "last", model)
+    slopes_of = _compiled(settings.recipe.trainable, model)
     count, size = len(images), min(settings.microbatch, len(images))
     # All pieces have one size, so that there is one compilation: the last is filled up with the first images.
     pieces = np.resize(np.arange(count), (-(-count // size), size))
@@ -195,24 +194,15 @@ def log_norm_slopes(
 
 
 @cache
-def _compiled(last_alone: bool, model: nn.Module) -> Callable[[Params, jax.Array, jax.Array], Any]:
+def _compiled(trainable: str, model: nn.Module) -> Callable[[Params, jax.Array, jax.Array], Any]:
     """(params, images, labels) -> norms, and the derivatives of their logarithms by the pixels; compiled once."""
-
-    def loss(trained: Params, image: jax.Array, label: jax.Array, frozen: Params) -> jax.Array:
-        logits = models.apply(model, clipping.merge(trained, frozen), image[None])[0]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, label)
-
-    gradient = gradients.grad(loss)
-
-    def log_norm(image: jax.Array, label: jax.Array, trained: Params, frozen: Params) -> tuple[jax.Array, jax.Array]:
-        norm = dpsgd.global_norm(gradient(trained, image, label, frozen))
-        return jnp.log(jnp.where(norm > 0, norm, 1.0)), norm
+    log_norm = gradient_norms.log_norm_function(model, optax.softmax_cross_entropy_with_integer_labels)
 
     @jax.jit
     def slopes_of(params: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        names = list(layer_gradients.layers(model, images.shape[1:]))[-1:] if last_alone else None
+        parted = gradient_norms.split_trained(model, params, images.shape[1:], trainable)
         one = jax.grad(log_norm, has_aux=True)
-        slopes, norms = jax.vmap(lambda x, y: one(x, y, *clipping.split(params, names)))(images, labels)
+        slopes, norms = jax.vmap(lambda x, y: one(x, y, *parted))(images, labels)
         return norms, slopes
 
     return slopes_of

@@ -30,17 +30,19 @@ def interference(model: nn.Module, params: Params, images: jax.Array, labels: ja
       model: whose last layer is a `flax.linen.Dense` on one vector per example.
       params: its parameters.
       images: [m, height, width, channels] in [0, 1], m >= 2.
-      labels: int [m].
+      labels: int [m], or probabilities [m, k].
 
     Returns:
-      A scalar in [0, 1]; 0 for orthogonal gradients. Differentiable by params and images.
+      A scalar in [0, 1]; 0 for orthogonal gradients. Differentiable by params, images and labels
+      that are probabilities.
 
     Raises:
       ValueError: another last layer, or less than two examples.
 
     Guarantees:
       Cosines are those of the cross-entropy's gradients. They are computed from the logit margin s, whose gradient lies
-      on the same line, d log p = (1 - p) ds, and does not vanish as p tends to 1.
+      on the same line, d log p = (1 - p) ds, and does not vanish as p tends to 1. With labels that are probabilities
+      they are cosines of the gradients of the mean margin, which lie on lines of their own.
     """
     if len(images) < 2:
         raise ValueError(f"images: got {len(images)} of them, expected at least 2")

@@ -136,5 +136,7 @@ def _legend(drawn: Figure, table: pd.DataFrame, scores: list[str]) -> None:
     handles.append(Line2D([], [], marker="|", color=GREY, linestyle="none", markersize=7, label="ceiling of one run"))
     first = table[table["auditor"].notna()].iloc[0]
     auditor = table_formats.AUDITORS.get(first["auditor"], first["auditor"])
-    title = f"means over runs, lines: 95% t intervals, coloured bars: gap to a rung above, by owner; {auditor}, {first['protocol']} protocol"
-    drawn.legend(handles=handles, loc="outside lower center", ncols=3, title=title)
+    title = "means over runs, lines: 95% t intervals; coloured bars: gap to a rung above, by owner\n"
+    title += f"{auditor}, {first['protocol']} protocol"
+    legend = drawn.legend(handles=handles, loc="outside lower center", ncols=3, title=title)
+    legend.get_title().set_multialignment("center")

@@ -6,6 +6,7 @@ A[t] = (dstep_t/ds)^T A[t+1] the metagradient is
 
     dphi/dz = sum_t (dstep_t/dz)^T A[t+1]  +  dphi/dz at fixed s[T]  +  (ds[0]/dz)^T A[0].
 
+An objective of several states on the way, the mean of phi(s[t], z) over some t, adds dphi/ds[t] to A[t] as it passes.
 The states are needed in reverse order. They are not all kept: a lazy k-ary tree (`replay_schedule`) holds O(k log_k T)
 of them, on the device or elsewhere (`replay_storage`), and recomputes the others from the nearest one that is held.
 
@@ -32,7 +33,7 @@ import numpy as np
 from metacanary import replay_step
 from metacanary.interruption import ShouldStop, Stopped
 from metacanary.replay_checkpoint import ReplayCheckpoint, identity
-from metacanary.replay_schedule import Costs, actions, check_tree
+from metacanary.replay_schedule import Costs, actions, check_objective_steps, check_tree
 from metacanary.replay_step import ObjectiveFn, StepFn
 from metacanary.replay_storage import Device, Leaves, Storage
 
@@ -46,8 +47,8 @@ class Replay(NamedTuple):
     """What `replay` returns.
 
     Attributes:
-      value: the objective phi(s[T], z), a scalar.
-      aux: what the objective returned beside its value.
+      value: the objective phi(s[T], z), a scalar; or its mean over the states after `objective_steps`.
+      aux: what the objective returned beside its value, at s[T].
       gradient: d value / d metaparams, a tree as metaparams with None at leaves that are not floating point.
     """
 
@@ -68,6 +69,7 @@ def replay(
     num_steps: int,
     *,
     branching: int,
+    objective_steps: Sequence[int] = (),
     storage: Storage | None = None,
     on_step: Callable[[str, int], None] | None = None,
     checkpoint: Path | str | None = None,
@@ -92,6 +94,8 @@ def replay(
       num_steps: T >= 1.
       branching: k >= 2, the arity of the tree, as `replay_schedule.plan` chooses it; ceil(sqrt(T)) replays training
         once, k >= T keeps all states and replays nothing.
+      objective_steps: steps after which the objective is taken, ascending, the last of them num_steps; the mean over
+        them is differentiated. None for num_steps alone. Each costs one more gradient of the objective, no step.
       storage: where held states live; on the device if None.
       on_step: called with ("forward" or "backward", t) after each step, to show progress.
       checkpoint: a folder of its own to resume from and to write to; None writes nothing. It also keeps the finished
@@ -103,8 +107,8 @@ def replay(
       Replay(value, aux, gradient).
 
     Raises:
-      ValueError: num_steps < 1, branching < 2, no floating-point leaf, a step or an objective that returns something
-        of another structure, or a checkpoint of another replay.
+      ValueError: num_steps < 1, branching < 2, other objective_steps, no floating-point leaf, a step or an objective
+        that returns something of another structure, or a checkpoint of another replay.
       NotDeterministicError: a repeated step gave other bits; the message names it.
       FloatingPointError: the objective is not finite (the message names the first step after which the state is
         not finite), or the gradient is not.
@@ -124,14 +128,15 @@ def replay(
       arXiv 2503.13751, Section 2 (REPLAY, the lazy k-ary tree).
     """
     check_tree(num_steps, branching)
+    taken_after = check_objective_steps(num_steps, objective_steps)
     if should_stop is not None and checkpoint is None:
         raise ValueError("checkpoint: got None, expected a folder, since should_stop is given")
     problem, carried, fixed = replay_step.prepare(step_fn, objective_fn, state, metaparams)
     files = None
     if checkpoint is not None:
-        files = ReplayCheckpoint(checkpoint, identity(problem, num_steps, carried, fixed))
+        files = ReplayCheckpoint(checkpoint, identity(problem, num_steps, taken_after, carried, fixed))
         branching = files.branching(branching)
-    order = list(actions(num_steps, branching))
+    order = list(actions(num_steps, branching, taken_after))
     run = _Run(problem, carried, fixed, num_steps, storage or Device(), on_step)
     del carried  # s[0] is held, or not, as any other state
     written = time.monotonic()
@@ -152,7 +157,7 @@ def replay(
         run.require_deterministic()
     finally:
         run.storage.clear()
-    return run.result(state, metaparams)
+    return run.result(state, metaparams, len(taken_after))
 
 
 def measure(
@@ -161,6 +166,7 @@ def measure(
     state: PyTree | Callable[[PyTree], PyTree],
     metaparams: PyTree,
     *,
+    objective_steps: Sequence[int] = (),
     storages: Sequence[Storage] = (),
     repeats: int = 5,
 ) -> Costs:
@@ -168,6 +174,8 @@ def measure(
 
     Args:
       step_fn, objective_fn, state, metaparams: as of `replay`, which will not compile them again.
+      objective_steps: as of `replay`; with more than one the adjoint and the gradient are in memory beside the
+        objective. Its time is not in the costs, since no schedule changes it.
       storages: storages beside the device whose transfers are to be timed.
       repeats: calls timed; the median counts.
 
@@ -193,8 +201,10 @@ def measure(
     step_vjp = replay_step.step_vjp.lower(problem, carried, fixed, t, *pulled)
     objective = replay_step.objective.lower(problem, carried, fixed)
     analyses: list[Any] = [call.compile().memory_analysis() for call in (step_vjp, objective)]
-    working = max(x.temp_size_in_bytes + x.argument_size_in_bytes + x.output_size_in_bytes for x in analyses)
-    state_bytes = sum(x.size * x.dtype.itemsize for x in carried)
+    sizes = [x.temp_size_in_bytes + x.argument_size_in_bytes + x.output_size_in_bytes for x in analyses]
+    if len(objective_steps) > 1:
+        sizes[1] += sum(x.nbytes for x in jax.tree.leaves(pulled))
+    working, state_bytes = max(sizes), sum(x.size * x.dtype.itemsize for x in carried)
     return Costs(
         step_seconds=_median_seconds(lambda: replay_step.step(problem, carried, fixed, t), repeats),
         vjp_seconds=_median_seconds(pull, repeats),
@@ -250,10 +260,14 @@ class _Run:
         jax.block_until_ready(self._newest[0] if self._newest else None)
 
     def objective(self, t: int) -> None:
-        end = replay_step.objective(self.problem, self.current, self.fixed)
-        self.value, self.aux, self.adjoint, self.gradient = end
-        if not bool(jnp.isfinite(self.value)):
-            raise FloatingPointError(self._first_non_finite())
+        value, aux, adjoint, gradient = replay_step.objective(self.problem, self.current, self.fixed)
+        if not bool(jnp.isfinite(value)):
+            raise FloatingPointError(self._first_non_finite(t))
+        if t == self.num_steps:
+            self.value, self.aux, self.adjoint, self.gradient = value, aux, adjoint, gradient
+        else:
+            so_far = (self.value, self.adjoint, self.gradient)
+            self.value, self.adjoint, self.gradient = replay_step.add(so_far, (value, adjoint, gradient))
 
     def pull(self, t: int) -> None:
         self.adjoint, self.gradient = replay_step.step_vjp(
@@ -286,19 +300,20 @@ class _Run:
                 )
         self._repeated.clear()
 
-    def _first_non_finite(self) -> str:
+    def _first_non_finite(self, taken_after: int) -> str:
         """Run again from the start to name the step at which the state stopped being finite."""
         state = self.storage.copy(0)
         if not replay_step.is_finite((state, self.fixed)):
             return "the objective is not finite, and neither are the initial state and the metaparameters"
-        for t in range(self.num_steps):
+        for t in range(taken_after):
             state, _ = replay_step.step(self.problem, state, self.fixed, np.int32(t))
             if not replay_step.is_finite(state):
                 return f"training state is not finite after step {t} of {self.num_steps}: lower the learning rate"
-        return f"the objective is not finite although the state after all {self.num_steps} steps is"
+        after = "all" if taken_after == self.num_steps else f"{taken_after} of"
+        return f"the objective is not finite although the state after {after} {self.num_steps} steps is"
 
-    def result(self, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree) -> Replay:
-        """What the replay was for."""
+    def result(self, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree, num_objectives: int) -> Replay:
+        """What the replay was for: the mean over the objectives."""
         gradient = self.gradient["metaparams"]
         if callable(state):
             shares = replay_step.join(self.problem, self.adjoint, self.gradient["constants"])
@@ -308,7 +323,8 @@ class _Run:
                 "the metagradient is not finite although the objective is: see the derivative of the step, "
                 "as at a square root or a norm at zero; Optax's Adam needs eps_root > 0"
             )
-        return Replay(self.value, self.aux, replay_step.as_metaparams(gradient, metaparams))
+        value, gradient = jax.tree.map(lambda x: x / num_objectives, (self.value, gradient))
+        return Replay(value, self.aux, replay_step.as_metaparams(gradient, metaparams))
 
 
 def _median_seconds(function: Callable[[], Any], repeats: int) -> float:

@@ -267,6 +267,7 @@ class WideResNet(nn.Module):
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "convnet": ConvNet,
     "resnet9": ResNet9,
+    "wrn10_1": lambda **options: WideResNet(depth=10, width=1, **options),  # no paper's: for small machines
     "wrn16_4": lambda **options: WideResNet(depth=16, width=4, **options),
     "wrn40_4": lambda **options: WideResNet(depth=40, width=4, **options),
 }

@@ -1,8 +1,8 @@
 """What canaries are optimised for: objectives of the trained model's logits and the inclusion coins, minimised.
 
 An objective is called as objective(logits [m, k], labels [m], included bool [m]) -> scalar, and must be
-differentiable by the logits. All but the paper's are our choice and see the logit margins s alone, which order canaries
-as the losses do:
+differentiable by the logits, and by labels that are probabilities, [m, k]. All but the paper's are our choice and see
+the logit margins s alone, which order canaries as the losses do:
 
     loss_gap      what the paper minimises
     logit_gap     the same of margins, which do not saturate
@@ -11,24 +11,63 @@ as the losses do:
     soft_guesses  the share of right guesses among the highest and lowest margins
 
 Without a canary in, or without one out, `separation` and `smooth_auroc` are 0, with a derivative of 0.
+
+Another kind of objective is of the trained model itself (`ModelObjective`), and says nothing of who is told from whom:
+
+    gradient_norm  how hard included canaries still pull at the model, after it was trained on them
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
+
+from metacanary import gradient_norms, soft_labels
+
+Params = Any
 
 
 class Objective(Protocol):
     """What `optimization.optimize` minimises; hashable, so that it is compiled once."""
 
     def __call__(self, logits: jax.Array, labels: jax.Array, included: jax.Array) -> jax.Array:
-        """A differentiable scalar of logits [m, k], labels [m] and coins [m]."""
+        """A differentiable scalar of logits [m, k], labels [m] or probabilities [m, k], and coins [m]."""
+        ...
+
+    def __hash__(self) -> int:
+        """Equal settings, equal hash."""
+        ...
+
+
+@runtime_checkable
+class ModelObjective(Protocol):
+    """What `optimization.optimize` minimises where it takes more than logits: a function of the trained model."""
+
+    def of_model(
+        self,
+        model: nn.Module,
+        params: Params,
+        images: jax.Array,
+        labels: jax.Array,
+        included: jax.Array,
+        *,
+        trainable: str,
+    ) -> jax.Array:
+        """A scalar, differentiable by params, images and labels that are probabilities.
+
+        Args:
+          model: the network, in which no example's logits depend on another example.
+          params: all parameters that a run would release.
+          images: [m, height, width, channels] in [0, 1], the canaries.
+          labels: int [m], or probabilities [m, k].
+          included: bool [m], the coins.
+          trainable: of the recipe: which parameters it trains, "all" or "last".
+        """
         ...
 
     def __hash__(self) -> int:
@@ -45,12 +84,23 @@ class LossGap:
 
     def __call__(self, logits: jax.Array, labels: jax.Array, included: jax.Array) -> jax.Array:
         """The objective, a scalar."""
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = soft_labels.cross_entropy(logits, labels)
         return jnp.mean(jnp.where(included, loss, -loss))
 
 
 def logit_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The label's logit minus the log-sum-exp of the others, [m]; the differentiable twin of `scores.logit_margin`."""
+    """The label's logit minus the log-sum-exp of the others, [m]; the differentiable twin of `scores.logit_margin`.
+
+    Args:
+      logits: [m, k].
+      labels: int [m]; or probabilities p [m, k], of which it is the mean margin, sum_c p_c s_c.
+
+    Guarantees:
+      A class and its one-hot probabilities give the same bits.
+    """
+    if soft_labels.are_soft(labels):
+        by_class = jax.vmap(lambda c: logit_margin(logits, jnp.full(len(logits), c)), out_axes=-1)
+        return jnp.sum(labels * by_class(jnp.arange(logits.shape[-1])), axis=-1)
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     others = jnp.where(is_label, -jnp.inf, logits)
     return jnp.sum(jnp.where(is_label, logits, 0), axis=-1) - jax.nn.logsumexp(others, axis=-1)
@@ -160,6 +210,52 @@ class SoftGuesses:
         return -right.sum() / (self.share * len(scaled))
 
 
+@dataclass(frozen=True, kw_only=True)
+class GradientNorm:
+    """Minus the mean over included canaries of log |g_i|, with g_i the gradient of its loss at the model.
+
+    The gradient is that by the parameters that the recipe trains, of the image as it is: what DP-SGD would clip at the
+    canary's next visit. A canary that was learnt has hardly any left. Excluded canaries are left out: theirs is the
+    gradient at a model that never saw them, which `gradient_max` makes large, and by their own pixels it has no path
+    through training.
+
+    The logarithm lets no canary outweigh the others. With a logit margin s and the label's probability p it is
+    log(1 - p) + log |grad s|, whose slope by s alone is -p and does not fade as the loss does: the loss is computed as
+    log(1 + exp(-s)), so that float32 keeps the digits of 1 - p. A gradient that is 0 (in float32 one below 1e-19)
+    counts as log |g| = 0 with a derivative of 0. With no canary in, the objective is 0.
+
+    Attributes:
+      microbatch: canaries that are worked on at a time; less memory, the same result up to rounding.
+    """
+
+    microbatch: int = 64
+
+    def __post_init__(self) -> None:
+        _check("microbatch", self.microbatch, self.microbatch >= 1, "an integer >= 1")
+
+    def of_model(
+        self,
+        model: nn.Module,
+        params: Params,
+        images: jax.Array,
+        labels: jax.Array,
+        included: jax.Array,
+        *,
+        trainable: str,
+    ) -> jax.Array:
+        """The objective, a scalar."""
+        options: dict[str, Any] = {"trainable": trainable, "microbatch": self.microbatch}
+        logs, _ = gradient_norms.log_norms(model, _loss, params, images, labels, **options)
+        return -_mean(logs, included)
+
+
+def _loss(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """The cross-entropy of one example; of a class as log(1 + exp(-margin)), for its gradient's sake."""
+    if soft_labels.are_soft(label):
+        return soft_labels.cross_entropy(logits, label)
+    return jax.nn.softplus(-logit_margin(logits[None], label[None])[0])
+
+
 def soft_top(values: jax.Array, share: float) -> jax.Array:
     """Soft membership in the highest `share` of values: sigmoid(values - a), with a such that its mean is `share`.
 
@@ -210,4 +306,5 @@ OBJECTIVES = {
     "separation": Separation,
     "smooth_auroc": SmoothAUROC,
     "soft_guesses": SoftGuesses,
+    "gradient_norm": GradientNorm,
 }

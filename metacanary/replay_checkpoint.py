@@ -32,12 +32,15 @@ class Run(Protocol):
         """Stand where `position` was taken, with these states held, each with its number, from the stack's bottom."""
 
 
-def identity(problem: replay_step.Problem, num_steps: int, carried: Leaves, fixed: Any) -> dict[str, Any]:
+def identity(
+    problem: replay_step.Problem, num_steps: int, objective_steps: Sequence[int], carried: Leaves, fixed: Any
+) -> dict[str, Any]:
     """What a checkpoint belongs to: the compiled functions, a checksum of all that goes in, what computes.
 
     Args:
       problem, carried, fixed: as `replay_step.prepare` returns them.
       num_steps: T.
+      objective_steps: those after which the objective is taken, T among them.
 
     Returns:
       Plain data by the name of what is at fault where it differs.
@@ -51,6 +54,7 @@ def identity(problem: replay_step.Problem, num_steps: int, carried: Leaves, fixe
     flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "NPROC")]
     return {
         "num_steps": num_steps,
+        "objective_steps": list(objective_steps),
         "state or metaparams": store.digest(given),
         "step_fn or objective_fn": store.digest(texts),
         "device or version": store.digest([computed_by, flags]),

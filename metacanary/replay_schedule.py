@@ -25,34 +25,42 @@ class Action(NamedTuple):
     """One thing to do; t is the number of the state that it reads or of the step that it takes.
 
     name: "hold", keep the current state s[t] on top of the stack; "copy", make the state on top current, keeping it
-    there; "take", the same, taking it off; "step", from s[t] to s[t+1]; "objective", evaluate it at s[T] (t = T);
-    "pull", pull the adjoint back through step t at the current state s[t].
+    there; "take", the same, taking it off; "step", from s[t] to s[t+1]; "objective", evaluate it at the current state
+    s[t], with its derivatives; "pull", pull the adjoint back through step t at the current state s[t].
     """
 
     name: str
     t: int
 
 
-def actions(num_steps: int, branching: int) -> Iterator[Action]:
+def actions(num_steps: int, branching: int, objective_steps: Sequence[int] = ()) -> Iterator[Action]:
     """All that a replay does, in order.
 
     Args:
       num_steps: T >= 1.
       branching: k >= 2.
+      objective_steps: steps after which the objective is taken, ascending, from 1 to T, the last of them T; none for
+        T alone.
 
     Raises:
-      ValueError: smaller numbers.
+      ValueError: smaller numbers, or other steps.
 
     Guarantees:
-      Each step is pulled back once, from T - 1 down, after the objective and with its state current.
+      Each step is pulled back once, from T - 1 down, after the objective at T and with its state current.
+      The objective at an earlier t is taken right after step t was pulled back: s[t] is current then, and the adjoint
+      that its derivative is added to is that of s[t]. Nothing is computed or held for it that was not without it.
       The first T step calls go forward from 0 to T - 1 with none repeated.
 
     References:
       arXiv 2503.13751, Section 2 (the lazy k-ary tree).
     """
     check_tree(num_steps, branching)
+    earlier = check_objective_steps(num_steps, objective_steps)[:-1]
     yield Action("hold", 0)
-    yield from _part(0, num_steps, num_steps, branching, is_current=True)
+    for action in _part(0, num_steps, num_steps, branching, is_current=True):
+        yield action
+        if action.name == "pull" and action.t in earlier:
+            yield Action("objective", action.t)
 
 
 def _part(low: int, high: int, num_steps: int, branching: int, *, is_current: bool) -> Iterator[Action]:
@@ -254,6 +262,15 @@ def _branchings(num_steps: int) -> list[int]:
     """All that differ: those up to sqrt(T) + 1, and above it the smallest for each length of the parts."""
     root = math.isqrt(num_steps)
     return sorted({*range(2, root + 2), *(max(2, -(-num_steps // length)) for length in range(1, root + 1))})
+
+
+def check_objective_steps(num_steps: int, objective_steps: Sequence[int]) -> tuple[int, ...]:
+    """The steps after which an objective is taken, T alone if none are given; ValueError as of `actions`."""
+    steps = tuple(objective_steps) or (num_steps,)
+    if steps != tuple(sorted(set(steps))) or steps[0] < 1 or steps[-1] != num_steps:
+        expected = f"ascending steps from 1 to num_steps = {num_steps}, the last of them"
+        raise ValueError(f"objective_steps: got {list(steps)}, expected {expected}")
+    return steps
 
 
 def check_tree(num_steps: int, branching: int) -> None:

@@ -137,6 +137,12 @@ def objective(problem: Problem, carried: Leaves, fixed: PyTree) -> tuple[Any, An
     return value, aux, adjoint, wide
 
 
+@partial(jax.jit, donate_argnums=0)
+def add(first: PyTree, second: PyTree) -> PyTree:
+    """The sum of two trees: of what one objective gives and what those after it gave."""
+    return jax.tree.map(jnp.add, first, second)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
 def step_vjp(
     problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array, adjoint: PyTree, gradient: PyTree

@@ -6,7 +6,7 @@ its stream. Nothing is drawn from a chain of splits, so a resumed or replayed st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,11 @@ class Pool:
         both = np.concatenate([labels[others], canary_labels]).astype(np.int32)
         return Pool(images=jnp.asarray(images[others]), labels=jnp.asarray(both))
 
+    def with_canary_labels(self, labels: np.ndarray) -> Pool:
+        """The same pool with other labels of the canaries, int [m]."""
+        own = jnp.asarray(labels, self.labels.dtype)
+        return replace(self, labels=self.labels.at[len(self.images) :].set(own))
+
     def used(self, included: np.ndarray) -> np.ndarray:
         """Which rows a run trains on, bool [r + m]: all of the pool, and the included canaries behind it."""
         return np.concatenate([np.ones(len(self.images), bool), included])
@@ -77,3 +82,13 @@ def take(images: jax.Array, canary_images: jax.Array, rows: jax.Array) -> jax.Ar
         return others
     is_canary = (rows >= r)[:, None, None, None]
     return jnp.where(is_canary, canary_images[jnp.maximum(rows - r, 0)], others)
+
+
+def take_labels(labels: jax.Array, canary_labels: jax.Array, rows: jax.Array) -> jax.Array:
+    """Labels by row as probabilities: of canaries those given, [m, k] and differentiable; one-hot of other images.
+
+    What `labels`, int [r + m], says of the canaries is not looked at.
+    """
+    r = len(labels) - len(canary_labels)
+    others = jax.nn.one_hot(labels[jnp.minimum(rows, r - 1)], canary_labels.shape[-1], dtype=canary_labels.dtype)
+    return jnp.where((rows >= r)[:, None], canary_labels[jnp.maximum(rows - r, 0)], others)

@@ -31,6 +31,7 @@ from benchmarks import (
     paper_cost,
     plot_metagradient,
     problem,
+    runs_together,
     step_vjp,
     tables,
 )
@@ -717,3 +718,44 @@ def test_dirac_bounds_in_the_guide_are_those_measured():
     assert committed.groupby("num_coins")["games"].first().to_dict() == dirac_bounds.GAMES
     guide = tables.LEDGER.read_text(encoding="utf-8")
     assert tables.filled(guide, {"dirac_bounds": dirac_bounds.table(committed)}) == guide
+
+
+def test_runs_together_are_measured_beside_series(tmp_path):
+    """Two steps of SGD, one run after the other and two at once."""
+    measured = runs_together.measure(tmp_path, num_steps=2, repeats=1, together=[2], algorithms=["sgd"])
+    assert measured["together"].tolist() == [0, 2]
+    assert (measured[["ms", "cpu_ms", "memory_mib"]] > 0).all(axis=None)
+    assert (measured["ms_min"] <= measured["ms"]).all()
+    assert measured["relative_error"][0] == 0
+    assert measured["relative_error"][1] < 1e-5
+
+
+def test_runs_together_refuse_a_run_that_is_not_that_of_series(tmp_path, monkeypatch):
+    """As where the coins of others would reach it."""
+    together = runs_together.training_together.initial_state
+
+    def turned(recipe, model, pool, included, **options):
+        return together(recipe, model, pool, ~included, **options)
+
+    monkeypatch.setattr(runs_together.training_together, "initial_state", turned)
+    with pytest.raises(ValueError, match="sgd, 2 at once: a run's parameters differ by"):
+        runs_together.measure(tmp_path, num_steps=2, repeats=1, together=[2], algorithms=["sgd"])
+
+
+def test_table_of_runs_together_compares_with_series_of_the_same_algorithm():
+    rows = [("sgd", 0, 2.0), ("sgd", 4, 5.0), ("dpsgd", 0, 10.0), ("dpsgd", 4, 5.0)]
+    measured = pd.DataFrame(rows, columns=["algorithm", "together", "cpu_ms"]).assign(
+        ms=1.0, memory_mib=3.0, relative_error=2e-7, num_steps=8, repeats=3, processor="p", jax="j", date="d"
+    )
+    on_cpu = runs_together.table(measured.assign(device="cpu"))
+    assert "| sgd | 4 at once | 5.00 | 2.50 | 3 |" in on_cpu
+    assert "| dpsgd | 4 at once | 5.00 | 0.50 | 3 |" in on_cpu
+    assert "| dpsgd | 4 at once | 1.00 | 1.00 | 3 |" in runs_together.table(measured.assign(device="gpu"))
+
+
+def test_readme_holds_the_committed_runs_together():
+    committed = pd.read_csv(runs_together.RESULTS)
+    assert set(committed["together"]) == {0, *runs_together.TOGETHER}
+    assert committed["relative_error"].max() < 1e-4
+    readme = tables.README.read_text(encoding="utf-8")
+    assert tables.filled(readme, {"runs_together": runs_together.table(committed)}) == readme

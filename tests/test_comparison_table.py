@@ -245,7 +245,11 @@ def test_printed_has_a_column_for_what_varies():
 def test_printed_by_model_is_a_matrix():
     table = make_table("model")
     cells = comparison_table.printed(table).set_index("canary")
-    assert cells.columns.tolist() == ["optimised through", "sgd\nconvnet widths 8-16", "dpsgd ε 8\nconvnet widths 32-64"]
+    assert cells.columns.tolist() == [
+        "optimised through",
+        "sgd\nconvnet widths 8-16",
+        "dpsgd ε 8\nconvnet widths 32-64",
+    ]
     row = table[(table["canary"] == "on_wide") & (table["training"] == "dpsgd")].iloc[0]
     expected = f"{row['epsilon_mean']:.2f} ({row['auroc_mean']:.3f}) *"
     assert cells.loc["on_wide", "dpsgd ε 8\nconvnet widths 32-64"] == expected

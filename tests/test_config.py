@@ -26,6 +26,7 @@ from metacanary import (
     optimization,
     recipes,
     reference_scores,
+    soft_labels,
     summary,
 )
 
@@ -418,6 +419,12 @@ def test_config_without_metasmoothness_measures_none():
             1,
             "trainings.dpsgd.num_reference_runs: got 1, expected at least 2, since audit.scores has offline_lira",
         ),
+        ("trainings.sgd.runs_together", 0, "trainings.sgd.runs_together: got 0, expected a number >= 1"),
+        (
+            "trainings.dpsgd.runs_together",
+            4,
+            "trainings.dpsgd.runs_together: got 4, expected at most block_size = 3, the models that a job trains",
+        ),
         ("trainings.sgd.algorithm", "adam", "trainings.sgd.algorithm: got 'adam', expected one of sgd or dpsgd"),
         ("trainings.sgd.game", "even", "trainings.sgd.game: got 'even', expected one of independent or paired"),
         ("trainings.sgd.canaries", ["clipbkd"], "trainings.sgd.canaries: got 'clipbkd', expected one of random, "),
@@ -551,6 +558,65 @@ def test_config_without_metasmoothness_measures_none():
             "canaries.kinds.metagradient.interference",
             -1,
             "canaries.kinds.metagradient.interference: got -1, expected a number >= 0",
+        ),
+        (
+            "canaries.kinds.metagradient.objective",
+            {"name": "gradient_norm", "microbatch": 0},
+            "canaries.kinds.metagradient.objective.microbatch: got 0, expected a number >= 1",
+        ),
+        *(
+            (
+                "canaries.kinds.metagradient.objective_steps",
+                steps,
+                f"canaries.kinds.metagradient.objective_steps: got {got}, expected {expected}",
+            )
+            for steps, got, expected in (
+                ([3, 2], [3, 2], "ascending steps, at most num_steps = 4"),
+                ([2, 5], [2, 5], "ascending steps, at most num_steps = 4"),
+                ([2, 2], [2, 2], "no item twice"),
+                ([0, 4], 0, "a number >= 1"),
+                (4, 4, "array"),
+            )
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"objective_steps": [2]},
+            "canaries.kinds.norm: unknown key 'objective_steps'",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0.1, "harden_after": 21},
+            "canaries.kinds.metagradient.labels.harden_after: got 21, expected at most num_metasteps = 20",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0.1},
+            "canaries.kinds.metagradient.labels: expected a key 'harden_after'",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0, "harden_after": 1},
+            "canaries.kinds.metagradient.labels.learning_rate: got 0, expected a number > 0",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0.1, "harden_after": 1, "scale": -1},
+            "canaries.kinds.metagradient.labels.scale: got -1, expected a number > 0",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0.1, "harden_after": 1, "scales": 1},
+            "canaries.kinds.metagradient.labels: unknown key 'scales', did you mean 'scale'?",
+        ),
+        (
+            "canaries.kinds.metagradient.labels",
+            True,
+            "canaries.kinds.metagradient.labels: got True, expected object or null",
+        ),
+        (
+            "canaries.kinds.norm",
+            NORM_KIND | {"labels": {"learning_rate": 0.1, "harden_after": 1}},
+            "canaries.kinds.norm: unknown key 'labels'",
         ),
         ("canaries.kinds.metagradient.update", {"name": "sgd"}, "canaries.kinds.metagradient.update.name: got 'sgd'"),
         ("canaries.kinds.metagradient.update", {"name": "adam"}, "canaries.kinds.metagradient.update: expected a key"),
@@ -782,6 +848,7 @@ def plain(value):
         ("optimizer", recipes.Optimizer, ["options"]),
         ("signed", optimization.SignedUpdate, []),
         ("adam", optimization.AdamUpdate, []),
+        ("labels", soft_labels.LabelUpdate, []),
         *((name, cls, []) for name, cls in objectives.OBJECTIVES.items()),
         ("metagradient_kind", optimization.Optimization, ["objective", "update", "recipe"]),
         ("gradient_max_kind", gradient_max.GradientMax, ["update", "recipe"]),

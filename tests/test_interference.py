@@ -86,6 +86,44 @@ def test_interference_has_the_derivative_of_finite_differences():
         assert float(ends[1] - ends[0]) / 2e-6 == pytest.approx(float(slope), rel=1e-5)
 
 
+def soft_labels(num=6, classes=5):
+    """Probabilities of classes."""
+    return jax.nn.softmax(jnp.asarray(np.random.default_rng(3).normal(size=(num, classes)), jnp.float32))
+
+
+def test_interference_of_probabilities_is_that_of_plain_gradients():
+    """Of the mean margin, by `jax.grad` one example after the other, in float64 within 1e-9."""
+    params, images, _ = example(CONVNET, classes=5)
+    with jax.enable_x64(True):
+        params, images, soft = jax.tree.map(jnp.float64, (params, images, soft_labels()))
+
+        def margin(own, image, p):
+            z = models.apply(CONVNET, {**params, "Dense_0": own}, image[None])[0]
+            return sum(p[c] * (z[c] - jax.nn.logsumexp(jnp.delete(z, c))) for c in range(5))
+
+        found = [jax.grad(margin)(params["Dense_0"], image, p) for image, p in zip(images, soft, strict=True)]
+        vectors = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in found]
+        units = [vector / np.linalg.norm(vector) for vector in vectors]
+        expected = np.mean([(units[i] @ units[j]) ** 2 for i in range(6) for j in range(i)])
+        assert 0.01 < expected < 0.9
+        assert float(interference(CONVNET, params, images, soft)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_interference_has_the_derivative_of_finite_differences_by_probabilities():
+    """In float64, along one direction; and a class is its one-hot label, within rounding."""
+    params, images, labels = example(CONVNET, classes=5)
+    with jax.enable_x64(True):
+        params, images, soft = jax.tree.map(jnp.float64, (params, images, soft_labels()))
+        direction = jnp.asarray(np.random.default_rng(4).normal(size=soft.shape))
+        function = jax.jit(lambda p: interference(CONVNET, params, images, p))
+        slope = float(jnp.vdot(jax.grad(function)(soft), direction))
+        difference = float(function(soft + 1e-6 * direction) - function(soft - 1e-6 * direction)) / 2e-6
+        assert abs(slope) > 1e-3
+        assert difference == pytest.approx(slope, rel=1e-5)
+        hard = float(interference(CONVNET, params, images, labels))
+        assert float(function(jax.nn.one_hot(labels, 5, dtype=jnp.float64))) == pytest.approx(hard, rel=1e-12)
+
+
 def test_interference_is_one_for_equal_and_zero_for_orthogonal_gradients():
     """Without a bias, gradients of images without a common pixel are orthogonal."""
     params, _, _ = example(Linear())

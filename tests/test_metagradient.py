@@ -39,12 +39,16 @@ def toy():
     return state, {"shift": jnp.array([0.5, 0.1, -0.4])}
 
 
-def unrolled(step_fn, objective_fn, state, num_steps):
-    """The objective as a plain function of z."""
+def unrolled(step_fn, objective_fn, state, num_steps, objective_steps=()):
+    """The objective, or its mean over steps, as a plain function of z."""
 
     def function(z):
-        end = jax.lax.scan(lambda s, t: (step_fn(s, z, t), None), state, jnp.arange(num_steps, dtype=jnp.int32))[0]
-        return objective_fn(end, z)[0]
+        begin, after, values = 0, state, []
+        for end in objective_steps or (num_steps,):
+            part = jnp.arange(begin, end, dtype=jnp.int32)
+            after, begin = jax.lax.scan(lambda s, t: (step_fn(s, z, t), None), after, part)[0], end
+            values.append(objective_fn(after, z)[0])
+        return sum(values) / len(values)
 
     return function
 
@@ -165,6 +169,49 @@ def test_replay_gives_the_same_bits_for_every_branching_and_storage(tmp_path):
         assert (result.value, result.aux.tobytes()) == (results[0].value, results[0].aux.tobytes())
 
 
+@pytest.mark.parametrize("objective_steps", [(1, 4, 11), (10, 11), tuple(range(1, 12))], ids=str)
+def test_replay_of_objectives_on_the_way_equals_plain_autodiff(objective_steps):
+    """The mean over states, in float64; aux is that of the last one."""
+    with jax.enable_x64(True):
+        state, z = jax.tree.map(lambda x: x.astype(jnp.float64), toy())
+        expected, gradient = jax.value_and_grad(unrolled(toy_step, toy_objective, state, 11, objective_steps))(z)
+        found = replay(toy_step, toy_objective, state, z, 11, branching=3, objective_steps=objective_steps)
+        last = replay(toy_step, toy_objective, state, z, 11, branching=3)
+    assert float(found.value) == pytest.approx(float(expected), rel=1e-12)
+    assert relative_error(found.gradient["shift"], gradient["shift"]) < 1e-12
+    assert relative_error(last.gradient["shift"], gradient["shift"]) > 1e-2
+    assert found.aux.tobytes() == last.aux.tobytes()
+
+
+def test_replay_of_objectives_on_the_way_gives_the_same_bits_for_every_branching_and_storage(tmp_path):
+    state, z = toy()
+    args, options = (toy_step, toy_objective, state, z, 11), {"objective_steps": (2, 7, 11)}
+    results = [replay(*args, branching=k, **options) for k in (2, 3, 11)]
+    results.append(replay(*args, branching=2, storage=Disk(tmp_path), **options))
+    assert len({(float(r.value), r.gradient["shift"].tobytes()) for r in results}) == 1
+    plain = replay(*args, branching=3)
+    named = replay(*args, branching=3, objective_steps=(11,))
+    assert (named.value, named.gradient["shift"].tobytes()) == (plain.value, plain.gradient["shift"].tobytes())
+
+
+def test_replay_of_objectives_on_the_way_differentiates_a_state_from_metaparameters():
+    """s[t] = 2^-t z^2, and a part of s[0] that no step changes: both shares are of the mean."""
+    z = {"w": jnp.float32(2.0), "target": jnp.float32(0.5)}
+    result = replay(
+        lambda s, z, t: {**s, "w": 0.5 * s["w"]},
+        lambda s, z: (s["w"] * s["target"], ()),
+        lambda z: {"w": z["w"] ** 2, "target": 3 * z["target"]},
+        z,
+        3,
+        branching=2,
+        objective_steps=(1, 3),
+    )
+    mean = (0.5 + 0.125) / 2
+    assert float(result.value) == pytest.approx(mean * 4 * 1.5)
+    assert float(result.gradient["w"]) == pytest.approx(mean * 4 * 1.5)  # d(w^2) = 2 w = 4
+    assert float(result.gradient["target"]) == pytest.approx(mean * 4 * 3)
+
+
 @pytest.mark.parametrize("branching", [2, 4, 10, 64])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 64])
 def test_replay_memory_and_work(num_steps, branching):
@@ -264,7 +311,7 @@ def test_replay_compiles_nothing_the_second_time():
     first = replay(step, objective, state, z, 5, branching=2)
     traced = len(traces)
     assert traced == 2  # the step, for itself and its VJP, and the objective
-    second = replay(step, objective, state, {"shift": 2 * z["shift"]}, 7, branching=3)
+    second = replay(step, objective, state, {"shift": 2 * z["shift"]}, 7, branching=3, objective_steps=(3, 7))
     assert len(traces) == traced
     assert float(first.value) != float(second.value)
 
@@ -290,6 +337,9 @@ def test_replay_tells_a_diverged_objective_or_gradient_from_a_diverged_state():
     one = jnp.float32(1)
     with pytest.raises(FloatingPointError, match="the objective is not finite although the state after all 4 steps"):
         replay(lambda s, z, t: s * z, lambda s, z: (jnp.log(s - 1), ()), one, one, 4, branching=2)
+    on_the_way = {"branching": 2, "objective_steps": (2, 4)}
+    with pytest.raises(FloatingPointError, match="the objective is not finite although the state after 2 of 4 steps"):
+        replay(lambda s, z, t: s + z, lambda s, z: (jnp.log(s - 3.5), ()), one, one, 4, **on_the_way)
     with pytest.raises(FloatingPointError, match="the metagradient is not finite although the objective is"):
         replay(lambda s, z, t: jnp.sqrt(z - 1), lambda s, z: (s, ()), one, one, 4, branching=2)
 
@@ -521,6 +571,17 @@ def test_measure_counts_the_objectives_memory():
     step = lambda s, z, t: {"w": s["w"] * z}  # noqa: E731
     least, most = (measure(step, f, state, jnp.float32(1), repeats=1).working_bytes for f in (small, large))
     assert most > least + 20_000 * 10 * 4
+
+
+def test_measure_counts_what_is_beside_a_second_objective():
+    """The adjoint and the gradient, 8 and 16 kB."""
+    state, z = {"w": jnp.ones(2000)}, jnp.ones(4000)
+    step = lambda s, z, t: {"w": s["w"] * z[:2000]}  # noqa: E731
+    large = lambda s, z: (jnp.square(jnp.tanh(jnp.outer(s["w"], z[:100]))).sum(), ())  # noqa: E731
+    once, twice = (
+        measure(step, large, state, z, repeats=1, objective_steps=steps).working_bytes for steps in ((5,), (2, 5))
+    )
+    assert 24_000 <= twice - once <= 24_100
 
 
 def test_measure_finds_the_costs_that_a_plan_needs(tmp_path):

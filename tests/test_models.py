@@ -51,6 +51,7 @@ def num_parameters(model, image_shape):
 @pytest.mark.parametrize(
     ("name", "num_classes", "expected"),
     [
+        ("wrn10_1", 10, 78_522),
         ("wrn16_4", 10, 2_753_402),  # 2.75 M in De et al. 2022 and Sander et al. 2022
         ("wrn16_4", 100, 2_776_532),
         ("wrn40_4", 10, 8_960_890),  # 8.9 M in Zagoruyko and Komodakis 2016, who have no gains and fewer biases
@@ -95,7 +96,7 @@ def test_build_maps_images_to_logits(name, shape):
 
 
 def test_names_are_those_of_the_interface():
-    assert models.names() == ["convnet", "resnet9", "wrn16_4", "wrn40_4"]
+    assert models.names() == ["convnet", "resnet9", "wrn10_1", "wrn16_4", "wrn40_4"]
 
 
 @EACH
@@ -305,7 +306,7 @@ def test_build_makes_hashable_models():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("lenet", {}, "model name: got 'lenet', expected one of convnet, resnet9, wrn16_4, wrn40_4"),
+        ("lenet", {}, "model name: got 'lenet', expected one of convnet, resnet9, wrn10_1, wrn16_4, wrn40_4"),
         ("convnet", {"depth": 3}, "options of model convnet: .*depth"),
         ("wrn16_4", {"depth": 28}, "options of model wrn16_4: .*depth"),
         ("convnet", {"activation": "tanh"}, "activation: got 'tanh', expected one of relu, gelu, celu"),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from metacanary import guesses, scores
+from metacanary import guesses, models, scores
 from metacanary.objectives import (
     OBJECTIVES,
+    GradientNorm,
     LogitGap,
     LossGap,
     Separation,
@@ -46,6 +47,41 @@ def test_logit_margin_equals_that_of_scores():
         assert exact.dtype == jnp.float64
         assert np.allclose(exact, scores.logit_margin(logits, labels), rtol=1e-12, atol=1e-12)
     assert np.allclose(jax.jit(logit_margin)(logits, labels), scores.logit_margin(logits, labels), rtol=1e-6, atol=1e-6)
+
+
+def test_logit_margin_of_probabilities_is_the_mean_over_classes():
+    """Against a loop over canaries and classes, in float64; and its derivative by them is the margin of each class."""
+    logits, _, _ = example(num=20)
+    soft = special.softmax(np.random.default_rng(1).normal(size=(20, 4)), axis=-1)
+    margins = np.array([[scores.logit_margin(row[None], [c])[0] for c in range(4)] for row in np.asarray(logits)])
+    with jax.enable_x64(True):
+        given = jnp.asarray(logits, jnp.float64), jnp.asarray(soft)
+        assert np.allclose(jax.jit(logit_margin)(*given), (soft * margins).sum(axis=1), rtol=1e-12)
+        assert np.allclose(jax.grad(lambda p: logit_margin(given[0], p).sum())(given[1]), margins, rtol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [*CASES, lambda *given: logit_margin(*given[:2])], ids=repr)
+def test_objectives_of_classes_are_those_of_their_one_hot_labels(objective):
+    """Guarantee of the margin and the loss: the same bits, so that hardening changes nothing where labels are hard."""
+    logits, labels, included = example(num=30)
+    for function in (objective, jax.jit(objective)):
+        expected = np.asarray(function(logits, labels, included))
+        assert np.asarray(function(logits, jax.nn.one_hot(labels, 4), included)).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("objective", CASES, ids=repr)
+def test_objectives_have_the_derivative_of_finite_differences_by_probabilities(objective):
+    """Float64, central differences with step 1e-5: good to 1e-8 relative to the largest derivative."""
+    logits, _, included = example()
+    with jax.enable_x64(True):
+        x = jnp.asarray(logits, jnp.float64)
+        soft = jax.nn.softmax(jnp.asarray(np.random.default_rng(1).normal(size=x.shape)))
+        gradient = np.asarray(jax.jit(jax.grad(objective, argnums=1))(x, soft, included))
+        function = jax.jit(jax.vmap(lambda p: objective(x, p, included)))
+        bumps = 1e-5 * np.eye(x.size).reshape(x.size, *x.shape)
+        differences = np.asarray(function(soft[None] + bumps) - function(soft[None] - bumps)) / 2e-5
+    assert np.abs(gradient).max() > 1e-3
+    assert np.allclose(gradient.ravel(), differences, rtol=0, atol=1e-8 * max(1.0, np.abs(gradient).max()))
 
 
 def test_logit_margin_is_finite_and_differentiable_at_extreme_logits():
@@ -245,9 +281,98 @@ def test_objectives_are_hashable_settings():
         "separation": Separation(winsorized=0.0),
         "smooth_auroc": SmoothAUROC(temperature=2.0),
         "soft_guesses": SoftGuesses(temperature=2.0, share=0.5),
+        "gradient_norm": GradientNorm(microbatch=64),
     }
     assert hash(SmoothAUROC(temperature=1.0)) == hash(SmoothAUROC(temperature=1.0))
     assert SmoothAUROC(temperature=1.0) != SmoothAUROC(temperature=2.0)
+
+
+CONVNET = models.ConvNet(num_classes=4, widths=(4,), logit_scale=0.3)
+COINS = jnp.array([True, False, True, True, False])
+
+
+def trained_model(dtype=jnp.float64):
+    """Parameters, five images and their labels."""
+    rng = np.random.default_rng(1)
+    params = models.init(CONVNET, jax.random.key(0), (8, 8, 1))
+    images, labels = jnp.asarray(rng.random((5, 8, 8, 1))), jnp.asarray(rng.integers(0, 4, 5))
+    return (*jax.tree.map(lambda x: x.astype(dtype), (params, images)), labels)
+
+
+def of_model(params, images, labels, included=COINS, trainable="all"):
+    return GradientNorm(microbatch=2).of_model(CONVNET, params, images, labels, included, trainable=trainable)
+
+
+def naive_gradient_norm(params, images, labels, included, layers):
+    """One canary after the other, the loss from the softmax."""
+
+    @jax.jit
+    @jax.grad
+    def gradient(p, image, label):
+        return -jnp.log(jax.nn.softmax(models.apply(CONVNET, p, image[None])[0]))[label]
+
+    gradients = [gradient(params, x, y) for x, y, coin in zip(images, labels, included, strict=True) if coin]
+    squares = [sum(float(jnp.sum(x**2)) for name in layers for x in g[name].values()) for g in gradients]
+    return -np.mean(0.5 * np.log(squares))
+
+
+def test_gradient_norm_is_that_of_plain_gradients_of_included_canaries():
+    """By all layers and by the last alone, in float64."""
+    with jax.enable_x64(True):
+        params, images, labels = trained_model()
+        for trainable, layers in (("all", list(params)), ("last", ["Dense_0"])):
+            expected = naive_gradient_norm(params, images, labels, COINS, layers)
+            found = float(of_model(params, images, labels, trainable=trainable))
+            assert found == pytest.approx(expected, rel=1e-10)
+            turned = float(of_model(params, images, labels, ~COINS, trainable=trainable))
+            assert abs(turned - expected) > 1e-3
+        assert float(of_model(params, images, labels, jnp.zeros(5, bool))) == 0
+
+
+def test_gradient_norm_has_the_derivative_of_finite_differences():
+    """By parameters and images at once, in float64; by excluded images it is 0."""
+    with jax.enable_x64(True):
+        *point, labels = trained_model()
+        rng = np.random.default_rng(2)
+        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), point)
+        function = jax.jit(lambda p: of_model(*p, labels))
+        gradient = jax.grad(function)(point)
+        slope = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
+        ends = [function(jax.tree.map(lambda x, d, h=h: x + h * d, point, direction)) for h in (-1e-6, 1e-6)]
+        assert abs(float(slope)) > 1e-2
+        assert float(ends[1] - ends[0]) / 2e-6 == pytest.approx(float(slope), rel=1e-6)
+        assert ((jnp.abs(gradient[1]).max(axis=(1, 2, 3)) > 1e-6) == COINS).all()
+
+
+def test_gradient_norm_does_not_fade_with_the_loss():
+    """At margins above 17 float32 has p = 1; the value keeps five digits of that in float64, the derivative four."""
+    params, images, labels = trained_model(jnp.float32)
+    labels = jnp.zeros_like(labels)
+    params["Dense_0"]["bias"] = params["Dense_0"]["bias"].at[0].set(70.0)
+    logits = models.apply(CONVNET, params, images)
+    assert (logit_margin(logits, labels) > 17).all()
+    assert (jax.nn.softmax(logits)[:, 0] == 1).all()
+    found, gradient = jax.value_and_grad(of_model, argnums=1)(params, images, labels)
+    with jax.enable_x64(True):
+        point = jax.tree.map(lambda x: x.astype(jnp.float64), (params, images))
+        expected, exact = jax.value_and_grad(of_model, argnums=1)(*point, labels)
+    exact = np.asarray(exact)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient, exact, rtol=0, atol=1e-4 * np.abs(exact).max())
+
+
+def test_gradient_norm_of_one_hot_probabilities_is_that_of_classes():
+    """Probabilities are differentiated by as well, against finite differences."""
+    with jax.enable_x64(True):
+        params, images, labels = trained_model()
+        one_hot = jax.nn.one_hot(labels, 4, dtype=images.dtype)
+        found, expected = (float(of_model(params, images, y)) for y in (one_hot, labels))
+        assert found == pytest.approx(expected, rel=1e-10)
+        soft, step = 0.7 * one_hot + 0.1, jnp.zeros_like(one_hot).at[2, 1].set(1e-6)
+        slope = jax.grad(of_model, argnums=2)(params, images, soft)[2, 1]
+        difference = (of_model(params, images, soft + step) - of_model(params, images, soft - step)) / 2e-6
+        assert abs(float(slope)) > 1e-3
+        assert float(difference) == pytest.approx(float(slope), rel=1e-5)
 
 
 @pytest.mark.parametrize(

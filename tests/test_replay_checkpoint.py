@@ -60,12 +60,14 @@ def test_replay_resumes_bit_identical_wherever_it_is_killed(tmp_path, branching,
         assert (result.value, result.aux.tobytes()) == (expected.value, expected.aux.tobytes())
 
 
+@pytest.mark.parametrize("objective_steps", [(), (1, 4, 9)], ids=["last", "several"])
 @pytest.mark.parametrize("branching", [2, 3, 9])
-def test_replay_that_is_stopped_repeats_nothing(tmp_path, branching):
+def test_replay_that_is_stopped_repeats_nothing(tmp_path, branching, objective_steps):
     """After each single action; together the attempts take as many steps as one that is not disturbed."""
     state, z = toy()
-    args, calls = (toy_step, toy_objective, state, z, 9), []
-    expected = replay(*args, branching=branching, on_step=lambda *step: calls.append(step))
+    args, calls, options = (toy_step, toy_objective, state, z, 9), [], {"objective_steps": objective_steps}
+    expected = replay(*args, branching=branching, on_step=lambda *step: calls.append(step), **options)
+    num_actions = len(list(actions(9, branching, objective_steps)))
     again, attempts, result = [], 0, None
     while result is None:
         attempts += 1
@@ -75,11 +77,13 @@ def test_replay_that_is_stopped_repeats_nothing(tmp_path, branching):
                 branching=branching,
                 checkpoint=tmp_path,
                 on_step=lambda *step: again.append(step),
-                should_stop=lambda attempt=attempts: attempt <= len(list(actions(9, branching))),
+                should_stop=lambda attempt=attempts: attempt <= num_actions,
+                **options,
             )
-    assert attempts == len(list(actions(9, branching))) + 1
+    assert attempts == num_actions + 1
     assert again == calls
     assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+    assert (result.value, result.aux.tobytes()) == (expected.value, expected.aux.tobytes())
 
 
 def test_replay_begins_anew_if_another_writer_deleted_a_state(tmp_path):
@@ -114,6 +118,8 @@ def test_replay_refuses_a_checkpoint_of_another_replay(tmp_path):
     replay(toy_step, toy_objective, state, z, 5, **options)
     with pytest.raises(ValueError, match="is of a replay with another num_steps"):
         replay(toy_step, toy_objective, state, z, 4, **options)
+    with pytest.raises(ValueError, match="is of a replay with another objective_steps"):
+        replay(toy_step, toy_objective, state, z, 5, **options, objective_steps=(2, 5))
     others = [({**state, "w": -state["w"]}, z), ({**state, "images": state["images"][::-1]}, z)]
     others += [(state, {"shift": z["shift"].at[1].add(1e-6)}), (state, {"shift": -z["shift"]})]
     for other_state, other_z in others:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -111,6 +112,24 @@ def test_work_of_sqrt_and_of_store_all(num_steps):
 def test_actions_come_in_this_order(num_steps, branching, expected):
     """Hold, copy, take, step, objective, pull: parts are of ceil(n / k) steps; |: a part is cut when its turn comes."""
     assert [f"{name[0]}{t}" for name, t in actions(num_steps, branching)] == expected.replace("| ", "").split()
+
+
+@pytest.mark.parametrize("objective_steps", [(1, 4, 9), (8, 9), tuple(range(1, 10)), (9,), ()])
+@pytest.mark.parametrize("branching", [2, 3, 9])
+def test_actions_take_an_earlier_objective_when_its_state_was_pulled(branching, objective_steps):
+    """At t, right after step t was pulled back; all else as without it."""
+    plain, found = list(actions(9, branching)), list(actions(9, branching, objective_steps))
+    earlier = [i for i, action in enumerate(found) if action.name == "objective" and action.t < 9]
+    assert [found[i].t for i in earlier] == sorted(objective_steps, reverse=True)[1:]
+    assert all(found[i - 1] == ("pull", found[i].t) for i in earlier)
+    assert [action for i, action in enumerate(found) if i not in earlier] == plain
+
+
+@pytest.mark.parametrize("objective_steps", [(9, 4), (4, 4, 9), (0, 9), (4,), (4, 10), (-1, 9)])
+def test_actions_reject_objective_steps(objective_steps):
+    expected = "expected ascending steps from 1 to num_steps = 9, the last of them"
+    with pytest.raises(ValueError, match=f"objective_steps: got {re.escape(str([*objective_steps]))}, {expected}"):
+        list(actions(9, 3, objective_steps))
 
 
 def test_held_after_lists_the_stack():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary.runs import STREAMS, Pool, coins, stream, take
+from metacanary.runs import STREAMS, Pool, coins, stream, take, take_labels
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,15 @@ def test_pool_make_leaves_the_originals_out():
     assert pool.used(np.array([True, False, True])).tolist() == [True] * 8 + [False, True]
 
 
+def test_pool_with_canary_labels_changes_no_other_label():
+    pool = Pool.make(np.zeros((6, 1, 1, 1), np.uint8), np.arange(6), np.array([4, 1]), np.array([4, 1]))
+    changed = pool.with_canary_labels(np.array([8, 9]))
+    assert changed.labels.tolist() == [0, 2, 3, 5, 8, 9]
+    assert pool.labels.tolist() == [0, 2, 3, 5, 4, 1]
+    assert changed.labels.dtype == jnp.int32
+    assert changed.images is pool.images
+
+
 def test_take_reads_the_pool_then_the_canaries(pool, pixels):
     rows = jnp.array([0, 69, 70, 77, 3])
     expected = [pool.images[0] / 255, pool.images[69] / 255, pixels[0], pixels[7], pool.images[3] / 255]
@@ -87,3 +96,19 @@ def test_take_is_differentiable_by_the_canaries_taken(pool, pixels):
     weights = jnp.array([1.0, 2, 3, 4, 5]).reshape(5, 1, 1, 1)
     gradient = jax.grad(lambda z: jnp.sum(weights * take(pool.images, z, rows)))(jnp.asarray(pixels))
     assert gradient[:, 0, 0, 0].tolist() == [6, 0, 0, 0, 0, 0, 0, 3]
+
+
+def test_take_labels_reads_the_pool_then_the_canaries():
+    """What the pool says of canaries is not looked at."""
+    labels, soft = jnp.array([2, 0, 1, 1, 1]), jnp.array([[0.25, 0.75, 0.0], [0.5, 0.25, 0.25]])
+    taken = take_labels(labels, soft, jnp.array([0, 3, 4, 2, 3, 1]))
+    expected = [[0, 0, 1], [0.25, 0.75, 0], [0.5, 0.25, 0.25], [0, 1, 0], [0.25, 0.75, 0], [1, 0, 0]]
+    assert taken.tolist() == expected
+    assert take_labels(labels.at[3:].set(-7), soft, jnp.array([3, 4])).tolist() == expected[1:3]
+
+
+def test_take_labels_is_differentiable_by_the_canaries_taken():
+    """A canary that comes twice gets both derivatives; one that is not in the batch gets exactly 0."""
+    weights = jnp.array([[1.0, 10], [2, 20], [3, 30], [4, 40]])
+    gradient = jax.grad(lambda p: jnp.sum(weights * take_labels(jnp.zeros(5, int), p, jnp.array([0, 2, 4, 2]))))
+    assert gradient(jnp.full((3, 2), 0.5)).tolist() == [[6, 60], [0, 0], [3, 30]]

@@ -12,9 +12,11 @@ import optax
 import pytest
 
 from metacanary import augmentation, clipping, dpsgd, metagradient, models, optimization, steps
+from metacanary.gradient_check import check_gradient
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule
 from metacanary.runs import Pool, stream, take
+from metacanary.soft_labels import SoftlyLabelled
 from metacanary.steps import clipped_sum, data_order
 
 NUM_CLASSES, NUM_OTHERS, NUM_CANARIES, NUM_STEPS = 3, 14, 6, 5
@@ -571,3 +573,139 @@ def test_dpsgd_noise_of_layers_has_its_deviation(pool, pixels):
         drawn = flat(changes[name]) * batch / 0.3
         assert abs(drawn.std() / (0.5 * 2**0.5 * threshold) - 1) < 5 / np.sqrt(2 * drawn.size)
     assert clipping.sensitivity(1.0, state["thresholds"]) == pytest.approx(9.01**0.5)
+
+
+LABELLED = pytest.mark.parametrize(
+    "recipe",
+    [
+        replace(SGD_RECIPE, microbatch=4, momentum=0.9),
+        replace(SGD_RECIPE, augmentation=Augmentation(multiplicity=2, flip=True)),
+        replace(RECIPE, num_steps=3),
+        replace(RECIPE, num_steps=3, clipping=Clipping(name="adaptive")),
+    ],
+    ids=["sgd", "copies", "dpsgd", "adaptive"],
+)
+
+
+def labelled(recipe, pool):
+    """A step, and the state before the first one."""
+    state_of, step_of = (
+        (steps.sgd_state, steps.sgd_step) if isinstance(recipe, SGD) else (steps.dpsgd_state, steps.dpsgd_step)
+    )
+    state = state_of(recipe, Linear(), pool, INCLUDED, seed=3)
+    return step_of(recipe, Linear()), state | {"included": jnp.asarray(INCLUDED)}
+
+
+def softly_labelled(pixels):
+    """Pixels, and probabilities of which some are near 0."""
+    labels = jax.nn.softmax(jnp.asarray(3 * np.random.default_rng(4).normal(size=(NUM_CANARIES, NUM_CLASSES))))
+    return SoftlyLabelled(images=jnp.asarray(pixels), labels=labels.astype(jnp.float32))
+
+
+@LABELLED
+def test_steps_of_one_hot_labels_are_those_of_classes(pool, pixels, recipe):
+    """Within rounding of float32; the labels that the pool has for canaries are not looked at."""
+    step, state = labelled(recipe, pool)
+    hard = SoftlyLabelled(jnp.asarray(pixels), jax.nn.one_hot(pool.labels[NUM_OTHERS:], NUM_CLASSES))
+    elsewhere = {**state, "labels": state["labels"].at[NUM_OTHERS:].add(1)}
+    step = jax.jit(step)
+    for t in (0, 2):
+        expected = flat(step(state, jnp.asarray(pixels), jnp.int32(t))["params"])
+        assert np.allclose(flat(step(elsewhere, hard, jnp.int32(t))["params"]), expected, rtol=0, atol=1e-6)
+        moved = flat(step(elsewhere, jnp.asarray(pixels), jnp.int32(t))["params"])
+        assert np.abs(moved - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(multiplicity=3, flip=True)])
+def test_sgd_step_of_probabilities_is_the_mean_over_classes(pool, pixels, augmentation):
+    """The gradient is linear in a label: the parameters after a step are the mean of those of each class."""
+    step, state = labelled(replace(SGD_RECIPE, augmentation=augmentation), pool)
+    canary = int(np.flatnonzero(np.isin(NUM_OTHERS + np.arange(NUM_CANARIES), state["order"][0]))[-1])
+    classes = jax.nn.one_hot(pool.labels[NUM_OTHERS:], NUM_CLASSES)
+
+    def after(label):
+        given = SoftlyLabelled(jnp.asarray(pixels), classes.at[canary].set(jnp.asarray(label)))
+        return flat(jax.jit(step)(state, given, jnp.int32(0))["params"])
+
+    each = np.array([after(one) for one in np.eye(NUM_CLASSES, dtype=np.float32)])
+    assert np.ptp(each, axis=0).max() > 1e-2
+    weights = np.array([0.2, 0.5, 0.3], np.float32)
+    assert np.allclose(after(weights), weights @ each, rtol=0, atol=1e-6)
+
+
+def test_clipped_sum_of_probabilities_clips_the_mean_over_classes(pool, pixels):
+    """Each included canary alone in a batch, against plain autodiff of each class, in float32."""
+    _, state = labelled(RECIPE, pool)
+    canaries, norms = softly_labelled(pixels * np.float32(0.5)), []
+    canaries = canaries._replace(images=canaries.images.at[3].multiply(2.0))
+    key, total = jax.random.fold_in(state["augmentation"], 0), jax.jit(partial(clipped_sum, RECIPE, Linear()))
+    for row in NUM_OTHERS + np.flatnonzero(INCLUDED)[1:]:
+        alone = state | {"samples": jnp.full_like(state["samples"], -1).at[0, 0].set(row)}
+        weights = canaries.labels[row - NUM_OTHERS]
+        each = [
+            flat(
+                naive_gradient(
+                    RECIPE,
+                    Linear(),
+                    state | {"labels": state["labels"].at[row].set(c)},
+                    canaries.images,
+                    jax.random.fold_in(key, int(row)),
+                    jnp.int32(row),
+                )[0]
+            )
+            for c in range(NUM_CLASSES)
+        ]
+        mean = np.asarray(weights, np.float64) @ np.array(each)
+        norms.append(np.linalg.norm(mean))
+        expected = mean * min(1.0, RECIPE.clip_norm / norms[-1])
+        assert relative_error(flat(total(alone, canaries, jnp.int32(0))[0]), expected) < 1e-5
+    assert min(norms) < RECIPE.clip_norm < max(norms)
+
+
+@LABELLED
+def test_replay_by_pixels_and_labels_equals_finite_differences(pool, pixels, recipe):
+    """In float64 along random directions, and along labels alone; the objective sees the labels too."""
+    step, state = labelled(recipe, pool)
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), recipe, Linear())
+    canaries = softly_labelled(pixels)
+    found = check_gradient(step, objective_fn, state, canaries, recipe.num_steps)
+    assert abs(found.derivative) > 1e-3
+    assert found.relative_error < 1e-6
+    state = state | {"pixels": jnp.asarray(pixels)}
+
+    def of_labels(state, labels, t):
+        return step(state, SoftlyLabelled(state["pixels"], labels), t)
+
+    def by_labels(state, labels):
+        return objective_fn(state, SoftlyLabelled(state["pixels"], labels))
+
+    found = check_gradient(of_labels, by_labels, state, canaries.labels, recipe.num_steps)
+    assert abs(found.derivative) > 1e-3
+    assert found.relative_error < 1e-6
+
+
+@LABELLED
+def test_replay_by_labels_has_a_direct_path_and_one_through_training(pool, pixels, recipe):
+    """Trap 1: cut in the step, labels of included canaries have another gradient; cut in the objective, all have."""
+    step, state = labelled(recipe, pool)
+    objective_fn = optimization._objective_fn(SmoothAUROC(temperature=1.0), recipe, Linear())
+
+    def cut(canaries):
+        return canaries._replace(labels=jax.lax.stop_gradient(canaries.labels))
+
+    def by_labels(step_fn, objective_fn):
+        replayed = metagradient.replay(
+            step_fn, objective_fn, state, softly_labelled(pixels), recipe.num_steps, branching=4
+        )
+        return np.asarray(replayed.gradient.labels)
+
+    whole = by_labels(step, objective_fn)
+    in_step = by_labels(lambda s, z, t: step(s, cut(z), t), objective_fn)
+    in_objective = by_labels(step, lambda s, z: objective_fn(s, cut(z)))
+    largest = np.abs(whole).max()
+    used = INCLUDED & np.isin(NUM_OTHERS + np.arange(NUM_CANARIES), state.get("order", state.get("samples")))
+    used[0] = False  # black, without a gradient
+    assert used.sum() >= 2
+    assert (np.abs(whole - in_step).max(axis=1)[used] > 1e-4 * largest).all()
+    assert np.abs(whole - in_step)[~INCLUDED].max() < 1e-6 * largest
+    assert (np.abs(whole - in_objective).max(axis=1)[~INCLUDED] > 1e-2 * largest).all()

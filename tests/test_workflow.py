@@ -27,7 +27,18 @@ import yaml
 from flax.traverse_util import flatten_dict
 from test_config import NORM_KIND, complete, fine_tuning, read
 
-from metacanary import accounting, bundle, canaries, data, reference_scores, reproduction, score_table, store, summary
+from metacanary import (
+    accounting,
+    bundle,
+    canaries,
+    data,
+    objectives,
+    reference_scores,
+    reproduction,
+    score_table,
+    store,
+    summary,
+)
 from metacanary.interruption import Stopped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +177,8 @@ SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
         ("delta", 1e-6, {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("audit.accountant", "rdp", {"models", "scores", "audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.block_size", 2, {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.runs_together", 2, {"models", "scores", "audits", "summary", "table1", "figure2"}),
+        ("trainings.dpsgd.runs_together", 1, set()),
         ("trainings.dpsgd.num_runs", 4, {"audits", "summary", "table1", "figure2"}),
         ("audit.guess_fraction", 1.0, {"audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.num_surrogate_runs", 2, {"audits", "summary", "table1", "figure2"}),
@@ -176,6 +189,12 @@ SHOWN = {"metasmoothness_table", "metasmoothness_figure"}
         ("audit.rmia_gamma", 2.0, {"audits", "summary", "table1", "figure2"}),
         ("trainings.dpsgd.canaries", ["random", "metagradient"], {"summary", "table1", "figure2"}),
         ("canaries.kinds.metagradient.num_metasteps", 3, {"summary", "table1", "figure1", "figure2"}),
+        (
+            "canaries.kinds.metagradient.labels",
+            {"learning_rate": 0.1, "harden_after": 3},
+            {"summary", "table1", "figure1", "figure2"},
+        ),
+        ("canaries.kinds.metagradient.labels", None, set()),
         ("canaries.kinds.variant.num_metasteps", 3, SHOWN),
         ("canaries.kinds.variant.training.momentum", 0.5, {"metasmoothness"} | SHOWN),
         ("metasmoothness.step", 0.1, {"metasmoothness"} | SHOWN),
@@ -271,8 +290,79 @@ def test_optimization_of_norms_has_a_seed_of_its_own(digits_dir, tmp_path):
     np.testing.assert_array_equal(first.source_images, other.source_images)
 
 
-def test_tables_say_what_canaries_of_norms_were_optimised_for():
+def test_stopped_optimization_of_labels_goes_on_to_the_same_canaries(digits_dir, tmp_path):
+    """Stopped at each eighth look, before labels harden and after; the history counts the labels that changed."""
+    kind = read("tests/tiny.yaml")["canaries"]["kinds"]["metagradient"]
+    kind |= {"num_metasteps": 3, "labels": {"learning_rate": 2.0, "harden_after": 2, "scale": 1.0}}
+    settings = changed_stages("canaries.kinds.metagradient", kind).settings(
+        "canaries", dataset="digits", canary="metagradient"
+    )
+    assert settings["kind"]["labels"] == {"learning_rate": 2.0, "harden_after": 2, "scale": 1.0}
+    expected, rows = optimized(settings, digits_dir, tmp_path / "whole")
+    assert list(rows) == ["metastep", "objective", "auroc", "labels_changed"]
+    start = _family.canaries_of(settings["kind"]["start"], settings, _build.dataset(settings, digits_dir))
+    assert rows["labels_changed"].iloc[-1] == (expected.label != start.label).sum() > 0
+    assert expected.label.dtype == np.int32
+    attempts, found = 0, None
+    while found is None:
+        looks, attempts = itertools.count(1), attempts + 1
+        with contextlib.suppress(Stopped):
+            found = optimized(
+                settings, digits_dir, tmp_path / "parts", should_stop=lambda looks=looks: next(looks) == 8
+            )
+    assert attempts > 3
+    for name, array in expected.arrays().items():
+        np.testing.assert_array_equal(found[0].arrays()[name], array)
+    pd.testing.assert_frame_equal(found[1], rows)
+
+
+def persistence(**changes):
+    """The stages of the tiny config, its metagradient kind optimised for the norms of members on the way."""
+    kind = read("tests/tiny.yaml")["canaries"]["kinds"]["metagradient"]
+    kind |= {"objective": {"name": "gradient_norm"}, "objective_steps": [1, 3], "num_metasteps": 2} | changes
+    return changed_stages("canaries.kinds.metagradient", kind)
+
+
+def test_optimization_for_objectives_on_the_way_is_that_of_the_package(digits_dir, tmp_path, capsys):
+    """Of another objective than at the last of the steps alone; the plan is that of the steps that are trained."""
+    cell = {"dataset": "digits", "canary": "metagradient"}
+    settings = persistence().settings("canaries", **cell)
+    assert settings["kind"]["objective_steps"] == [1, 3]
+    chosen = optimize_canaries.settings_of(settings["kind"])
+    assert (chosen.objective, chosen.objective_steps) == (objectives.GradientNorm(microbatch=64), (1, 3))
+    found, rows = optimized(settings, digits_dir, tmp_path / "steps")
+    assert "3 steps, branching" in capsys.readouterr().out
+    last = persistence(objective_steps=[3]).settings("canaries", **cell)
+    other, last_rows = optimized(last, digits_dir, tmp_path / "last")
+    assert rows["auroc"].iloc[0] == last_rows["auroc"].iloc[0]
+    assert rows["objective"].iloc[0] != last_rows["objective"].iloc[0]
+    assert not np.array_equal(found.images, other.images)
+
+
+def test_objective_steps_that_are_not_asked_for_are_no_setting(stages):
+    cell = {"dataset": "digits", "canary": "metagradient"}
+    kind = read("tests/tiny.yaml")["canaries"]["kinds"]["metagradient"] | {"objective_steps": []}
+    assert "objective_steps" not in stages.settings("canaries", **cell)["kind"]
+    assert changed_stages("canaries.kinds.metagradient", kind).digest("canaries", **cell) == stages.digest(
+        "canaries", **cell
+    )
+
+
+def test_tables_say_what_canaries_were_optimised_for():
+    """Norms on models without canaries apart from those of members, and steps on the way."""
     assert norm_stages().settings("table1")["objectives"]["norm"] == "gradient_norm"
+    found = persistence().settings("table1")["objectives"]
+    assert found["metagradient"] == "gradient_norm of members after 1, 3"
+    assert found["variant"] == "smooth_auroc"
+    assert "random" not in found
+    facts = [x["facts"] for x in persistence().settings("reproduction")["setup"] if x["canary"] == "metagradient"]
+    assert {x["objective"] for x in facts} == {"gradient_norm of members after 1, 3"}
+    variant = persistence().settings("canaries", dataset="digits", canary="variant")["kind"]
+    assert variant["objective"]["name"] == "smooth_auroc"
+    shown = changed_stages(
+        "canaries.kinds.variant", read("tests/tiny.yaml")["canaries"]["kinds"]["variant"] | {"objective_steps": [2, 5]}
+    ).settings("metasmoothness_table")["variants"]
+    assert [x["objective"] for x in shown] == [{"name": "smooth_auroc after 2, 5", "temperature": 2.0}]
 
 
 def test_channels_are_of_canaries_and_pool_alike(digits_dir):
@@ -289,6 +379,11 @@ def test_channels_are_of_canaries_and_pool_alike(digits_dir):
 def test_channels_are_no_setting_of_what_was_made_before(stages):
     assert "channels" not in stages.settings("canaries", **WILDCARDS["canaries"])
     assert changed_stages("channels", 3).settings("canaries", **WILDCARDS["canaries"])["channels"] == 3
+
+
+def test_labels_that_stay_are_no_setting(stages):
+    """Canaries that were made before labels could move are the same ones."""
+    assert "labels" not in stages.settings("canaries", dataset="digits", canary="metagradient")["kind"]
 
 
 def test_subset_is_part_of_names_and_settings(stages):
@@ -1054,7 +1149,7 @@ def test_reference_runs_see_no_canary_and_runs_know_their_start(tiny, stages):
     chosen = train_audit_models.recipe(settings)
 
     def run(role, inserted):
-        return train_audit_models.train_run(settings, chosen, model, dataset, inserted, role, seed=7)
+        return train_audit_models.train_runs(settings, chosen, model, dataset, inserted, [role], seeds=[7])[0]
 
     for role, is_blind in (("reference", True), ("surrogate", False), ("audited", False)):
         one, other = run(role, plain), run(role, inverted)
@@ -1393,15 +1488,15 @@ def test_runs_of_every_role_start_from_the_pretrained_model(pretrained, digits_d
     settings = fine_tuning_stages("trainings.dpsgd.options.trainable", "last").settings("models", **FINE_TUNED)
     dataset = _build.dataset(settings, digits_dir)
     inserted = _family.canaries_of("random", settings | {"num_canaries": 10, "seed": 1}, dataset)
-    arrays = train_audit_models.train_run(
+    (arrays,) = train_audit_models.train_runs(
         settings,
         train_audit_models.recipe(settings),
         _build.model(settings["model"], 10),
         dataset,
         inserted,
-        role,
+        [role],
         pretrain_model.pretraining.Pretrained.from_arrays(pretrained),
-        seed=settings["seeds"][0],
+        seeds=settings["seeds"][:1],
     )
     starts = {name: leaf for name, leaf in arrays.items() if name.startswith("initial/")}
     assert starts.keys() == {name.replace("params/", "initial/") for name in pretrained if name.startswith("params/")}

@@ -118,10 +118,21 @@ def _check_kind(name: str, kind: Config, config: Config) -> None:
         require(noise is not None, f"{where}.training.noise_multiplier", noise, expected)
     if kind["family"] == _config.METAGRADIENT:
         _check_game(f"{where}.game", kind["game"], [name], config)
+        _check_labels(f"{where}.labels", kind["labels"], kind["num_metasteps"])
+        last, steps = kind["training"]["num_steps"], kind["objective_steps"]
+        is_valid = steps == sorted(steps) and all(step <= last for step in steps)
+        require(is_valid, f"{where}.objective_steps", steps, f"ascending steps, at most num_steps = {last}")
         return
     last, steps = kind["training"]["num_steps"], kind["proxy_steps"]
     expected = f"steps of the training, at most num_steps = {last}"
     require(all(step <= last for step in steps), f"{where}.proxy_steps", steps, expected)
+
+
+def _check_labels(where: str, labels: Config | None, num_metasteps: int) -> None:
+    """Checks that labels are classes in the end."""
+    if labels is not None:
+        after, expected = labels["harden_after"], f"at most num_metasteps = {num_metasteps}"
+        require(after <= num_metasteps, f"{where}.harden_after", after, expected)
 
 
 def _check_game(where: str, game: str, kinds: Iterable[str], config: Config) -> None:
@@ -191,6 +202,9 @@ def _check_training(where: str, training: Config, config: Config) -> None:
         private = training["algorithm"] == "dpsgd"
         expected = "a finite number for dpsgd" if private else "inf for sgd, which is not private"
         require(math.isfinite(epsilon) == private, f"{where}.epsilons", epsilon, expected)
+    together, block = training["runs_together"], training["block_size"]
+    expected = f"at most block_size = {block}, the models that a job trains"
+    require(together <= block, f"{where}.runs_together", together, expected)
     steps, last = training["snapshots"], training["options"]["num_steps"]
     require(
         steps == sorted(steps) and steps[-1] == last,

@@ -26,7 +26,15 @@ def name_epsilon(epsilon: float | str) -> str:
 
 # Keys that were added later, and the value of each that asks for nothing. Settings do without them then, so that
 # results of configs that do not have them stay valid.
-OFF = {"channels": None, "interference": 0, "num_train": None}
+OFF = {
+    "channels": None,
+    "interference": 0,
+    "labels": None,
+    "num_train": None,
+    "objective_steps": [],
+    "runs_together": 1,
+    "unit_gradients": False,
+}
 
 
 def _asked(settings: Settings) -> Settings:
@@ -172,6 +180,7 @@ class Computed:
             "inputs": {"canaries": self.digest("canaries", dataset=dataset, canary=canary)},
             **self._images(dataset),
             **{name: recipe[name] for name in ("algorithm", "game", "model", "options", "snapshots")},
+            **_asked({"runs_together": recipe["runs_together"]}),  # of which results are rounded otherwise
             "runs": list(runs),
             "roles": [roles[run][0] for run in runs],
             # The canary kind is no part of the seed: kinds are compared on the same coins, orders and initial models.

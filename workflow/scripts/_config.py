@@ -21,6 +21,17 @@ def num_canaries(config: Config, kind: str) -> int:
     return config["canaries"]["kinds"][kind]["num_canaries"] or config["canaries"]["num_canaries"]
 
 
+def objective_of(kind: Mapping[str, Any]) -> str | None:
+    """Says what a canary kind is optimised for, as tables have it; None if it is not optimised."""
+    if kind["family"] == GRADIENT_MAX:
+        return "gradient_norm"
+    if "objective" not in kind:
+        return None
+    # That of gradient_max is of models without canaries.
+    name = {"gradient_norm": "gradient_norm of members"}.get(kind["objective"]["name"], kind["objective"]["name"])
+    return name + (f" after {', '.join(map(str, kind['objective_steps']))}" if kind["objective_steps"] else "")
+
+
 def compared_kinds(config: Config, comparison: str) -> dict[str, dict[str, Any]]:
     """The settings that place the canary kinds of a comparison, as `comparisons.points` takes them."""
     kinds, names = config["canaries"]["kinds"], config["comparisons"][comparison]["canaries"]

@@ -79,8 +79,7 @@ class Stages(Computed):
 
     def _table1(self) -> Settings:
         kinds = self._config["canaries"]["kinds"].items()
-        objectives = {name: kind["objective"]["name"] for name, kind in kinds if "objective" in kind}
-        objectives |= {name: "gradient_norm" for name, kind in kinds if kind["family"] == _config.GRADIENT_MAX}
+        objectives = {name: _config.objective_of(kind) for name, kind in kinds if kind["family"] in _config.OPTIMIZED}
         return self._bounds() | {"objectives": objectives}
 
     _table2 = _table1
@@ -151,11 +150,14 @@ class Stages(Computed):
 
     def _metasmoothness_table(self) -> Settings:
         kinds, variants = self._config["canaries"]["kinds"], self.variants()
-        names = ("model", "algorithm", "training", "objective")
+        names, named = ("model", "algorithm", "training"), {}
+        for kind in {v["canary"] for v in variants}:
+            of = kinds[kind]["objective"] | {"name": _config.objective_of(kinds[kind])}
+            named[kind] = {name: kinds[kind][name] for name in names} | {"objective": of}
         stages = {"measured": "metasmoothness", "histories": "canaries"}
         return {
             "inputs": {name: [self.digest(stage, **v) for v in variants] for name, stage in stages.items()},
-            "variants": [v | {name: kinds[v["canary"]][name] for name in names} for v in variants],
+            "variants": [v | named[v["canary"]] for v in variants],
             "num_averaged": self._config["metasmoothness"]["num_averaged"],
         }
 
@@ -246,7 +248,7 @@ class Stages(Computed):
             "multiplicity": options["augmentation"]["multiplicity"] if recipe["algorithm"] == "dpsgd" else None,
             "metamodel": kind["model"]["name"] if "model" in kind else None,
             "start": kind.get("start"),
-            "objective": kind["objective"]["name"] if "objective" in kind else None,
+            "objective": _config.objective_of(kind) if "objective" in kind else None,
         }
         if recipe["algorithm"] == "dpsgd":
             # Of all but the canaries that are left out, half of them on average.

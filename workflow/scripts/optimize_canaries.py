@@ -4,7 +4,6 @@ The state goes to a checkpoint (metagradients: after every metastep, and within 
 minute) and on SIGTERM; a killed job goes on from there, to the same canaries bit by bit.
 """
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,11 @@ import numpy as np
 import pandas as pd
 from _job import advance, progress, running
 
-from metacanary import canaries, data, gradient_max, objectives, optimization, store
+from metacanary import canaries, data, gradient_max, objectives, optimization, soft_labels, store
 from metacanary.interruption import ShouldStop, Stopped
 
 HISTORY = ("metastep", "objective", "auroc", "seconds")
+LABEL_HISTORY = (*HISTORY, "labels_changed")
 NORM_HISTORY = ("step", "mean_gradient_norm", "geometric_mean_gradient_norm", "seconds")
 CHECKPOINT_SECONDS = 60.0
 
@@ -35,6 +35,9 @@ def settings_of(kind: dict[str, Any]) -> optimization.Optimization:
         num_splits=kind["num_splits"],
         complement=kind["complement"],
         interference=kind.get("interference", 0.0),
+        unit_gradients=kind.get("unit_gradients", False),
+        objective_steps=tuple(kind.get("objective_steps", ())),
+        labels=soft_labels.LabelUpdate(**kind["labels"]) if "labels" in kind else None,
     )
 
 
@@ -79,17 +82,14 @@ def descend(
     """Optimises canaries by metagradient descent; as `optimize_canaries`."""
     kind, checkpoint = settings["kind"], checkpoints / "state.npz"
     chosen = settings_of(kind)
-    given = (
-        chosen,
-        _build.model(kind["model"], len(dataset.class_names)),
-        _build.pool(settings, dataset, start),
-        start,
-    )
+    model = _build.model(kind["model"], len(dataset.class_names))
+    given = (chosen, model, _build.pool(settings, dataset, start), start)
     budget = {name: size * 2**20 for name, size in kind["memory_mb"].items()}
     plan, storage = optimization.plan_replay(*given, budget=budget, spill=checkpoints / "spill")
     print(f"each of {chosen.num_trainings * chosen.num_metasteps} trainings: {plan}")
-    state, history = resumed(checkpoint, optimization.initial(chosen, start), chosen.num_metasteps, HISTORY)
-    work = chosen.num_trainings * chosen.recipe.num_steps
+    columns = HISTORY if chosen.labels is None else LABEL_HISTORY
+    state, history = resumed(checkpoint, optimization.initial(chosen, model, start), chosen.num_metasteps, columns)
+    work = chosen.num_trainings * chosen.num_steps
     with progress(chosen.num_metasteps * work, "step", kind["family"], initial=state.step * work) as bar:
         for reached, row in optimization.optimize(
             *given,
@@ -103,10 +103,10 @@ def descend(
             should_stop=should_stop,
         ):
             state = reached
-            history[state.step - 1] = [row[name] for name in HISTORY]
+            history[state.step - 1] = [row[name] for name in columns]
             store.write_tree(checkpoint, {**vars(state), "history": history}, {})
             bar.set_postfix(metastep=state.step, objective=row["objective"], auroc=row["auroc"], refresh=False)
-    return dataclasses.replace(start, images=state.images), pd.DataFrame(history, columns=list(HISTORY))
+    return state.canaries(start), pd.DataFrame(history, columns=list(columns))
 
 
 def maximize_norms(
@@ -137,7 +137,7 @@ def maximize_norms(
             bar.set_postfix(norm=row["geometric_mean_gradient_norm"], refresh=False)
             if stopping:
                 raise Stopped(f"stopped after step {state.step} of {chosen.num_steps}")
-    return dataclasses.replace(start, images=state.images), pd.DataFrame(history, columns=list(NORM_HISTORY))
+    return state.canaries(start), pd.DataFrame(history, columns=list(NORM_HISTORY))
 
 
 def resumed(
@@ -157,6 +157,7 @@ if __name__ == "__main__":
         dataset = _build.dataset(job.settings, job.input.dataset)
         made, history = optimize_canaries(job.settings, dataset, job.checkpoints, job.termination.listen())
         provenance = job.provenance(seed=job.settings["optimization_seed"], class_names=dataset.class_names)
-        store.write_csv(job.output.history, history.astype({history.columns[0]: int}), provenance)
+        counts = {name: int for name in (history.columns[0], "labels_changed") if name in history}
+        store.write_csv(job.output.history, history.astype(counts), provenance)
         store.write_npz(job.output.canaries, made.arrays(), provenance)
         job.finish_checkpoints()
