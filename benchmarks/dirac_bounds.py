@@ -3,7 +3,8 @@
     python -m benchmarks.dirac_bounds
 
 The strongest attack there is on the demo's DP-SGD, simulated exactly: what a bound misses of the accountant's epsilon
-here is the bound's own loss. Each game is audited with guesses chosen on another game of as many coins.
+where all iterates are seen is the bound's own loss. Each game is audited with guesses chosen on another game of as
+many coins.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SEED = 1000
 EPSILON, DELTA = 8.0, 1e-5
 MECHANISM = {"sampling_prob": 0.2, "num_steps": 200}
 AUDITORS = ["steinke", "fdp_gaussian", "gaussian_rates", "order_statistic_gaussian"]
-GAMES = {100: 200, 1_600: 20, 10_000: 10, 50_000: 2}
+GAMES = {100: 200, 1_600: 20, 10_000: 10, 50_000: 5}
 """Games by the number of coins."""
 
 

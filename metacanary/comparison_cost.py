@@ -96,4 +96,6 @@ def _work(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
         return None, None
     per_metastep = kind.get("num_splits", 1) * (2 if kind.get("complement") else 1)
     trainings = kind["num_proxies"] if "num_proxies" in kind else kind["num_metasteps"] * per_metastep
-    return trainings, trainings * kind["training"]["num_steps"]
+    # What comes after the last step that the objective is taken at is not trained.
+    last = (kind.get("objective_steps") or [kind["training"]["num_steps"]])[-1]
+    return trainings, trainings * last

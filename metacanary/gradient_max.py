@@ -30,8 +30,8 @@ import optax
 
 from metacanary import gradient_norms, models, runs, store, training
 from metacanary.canaries import Canaries
-from metacanary.optimization import AdamUpdate, MetaState, SignedUpdate
 from metacanary.recipes import DPSGD, SGD
+from metacanary.updates import AdamUpdate, MetaState, SignedUpdate
 
 Params = Any
 
@@ -41,7 +41,7 @@ class GradientMax:
     """Settings of `train_proxies` and `maximize`.
 
     Attributes:
-      update: how pixels move, a value of `optimization.UPDATES`.
+      update: how pixels move, a value of `updates.UPDATES`.
       recipe: the training of the proxies, private or not.
       num_steps: updates of the pixels.
       num_proxies: models that are trained, each from a seed of its own.

@@ -96,6 +96,6 @@ def log_norms(
     def next_piece(_: None, rows: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
         return None, piece(trained, frozen, images[rows], labels[rows])
 
-    unroll = len(pieces) if steps.is_loop_slow(model) else 1
+    unroll = min(len(pieces), steps.MAX_UNROLL) if steps.is_loop_slow(model) else 1
     _, (logs, norms) = jax.lax.scan(next_piece, None, jnp.asarray(pieces), unroll=unroll)
     return logs.ravel()[:count], norms.ravel()[:count]

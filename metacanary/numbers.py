@@ -62,7 +62,8 @@ def number(query: str, results: Path) -> str:
         key with dots and nothing else; `COLUMN±` is a mean with half of its 95% interval over runs; max(COLUMN),
         min(...), mean(...) of all rows that match. In the file epsilon, the tidy summary, rows are runs at the last
         step and a column is their mean; with `minus` that of the differences to another canary kind, run by run.
-        Kinds joined by + (`canary=a+b minus=c+d`) are averaged within each run first: optimisations of one kind, say.
+        Kinds joined by + (`canary=a+b minus=c+d`) are averaged within each run first; the interval is over runs, of
+        these very canaries.
       results: The folder of published results.
 
     Raises:

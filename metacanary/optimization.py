@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from metacanary import metagradient, models, runs, steps, training
 from metacanary.canaries import Canaries
@@ -29,36 +28,10 @@ from metacanary.recipes import DPSGD, SGD
 from metacanary.replay_schedule import Plan, plan
 from metacanary.replay_storage import Device, Disk, Host, Storage
 from metacanary.scores import auroc
-from metacanary.soft_labels import CanaryInputs, LabelState, LabelUpdate, SoftlyLabelled
+from metacanary.soft_labels import CanaryInputs, LabelUpdate, SoftlyLabelled
+from metacanary.updates import AdamUpdate, MetaState, SignedUpdate
 
 PyTree = Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class SignedUpdate:
-    """Move every pixel by `step_size` against the sign of its gradient (the paper's update)."""
-
-    step_size: float
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """The Optax transformation."""
-        return optax.sign_sgd(self.step_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamUpdate:
-    """Adam on the pixels."""
-
-    learning_rate: float
-    b1: float = 0.9
-    b2: float = 0.999
-
-    def optimizer(self) -> optax.GradientTransformation:
-        """The Optax transformation."""
-        return optax.adam(self.learning_rate, b1=self.b1, b2=self.b2)
-
-
-UPDATES = {"signed": SignedUpdate, "adam": AdamUpdate}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +40,7 @@ class Optimization:
 
     Attributes:
       objective: what is minimised, a value of `objectives.OBJECTIVES`.
-      update: how pixels move, a value of UPDATES.
+      update: how pixels move, a value of `updates.UPDATES`.
       recipe: the training that is differentiated, private or not.
       num_metasteps: updates of the pixels.
       num_splits: draws of coins, model seed and batches per metastep; gradients are averaged.
@@ -77,7 +50,8 @@ class Optimization:
       interference: weight of `interference.interference` of the trained model, which is added to the objective; 0
         leaves it out.
       unit_gradients: divide each training's gradient by its norm before they are averaged, so that trainings have one
-        vote each: through DP-SGD one gradient in several may be hundreds of times as long as the others.
+        vote each: through DP-SGD one gradient in several may be hundreds of times as long as the others. Of complements
+        whose norms differ the direct terms then cancel less.
       objective_steps: steps of the training after which the objective is taken, ascending; the mean over them is
         minimised. None for the last step alone. What comes after the last of them is not trained.
       labels: how labels move in the first metasteps, until they are hardened; None keeps those of the start.
@@ -116,21 +90,6 @@ class Optimization:
     def num_steps(self) -> int:
         """Steps of each training run, up to the last after which the objective is taken."""
         return self.objective_steps[-1] if self.objective_steps else self.recipe.num_steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetaState:
-    """Where an optimisation stands after `step` metasteps: all that is needed to go on."""
-
-    step: int
-    images: np.ndarray
-    optimizer: PyTree
-    labels: LabelState | None = None
-
-    def canaries(self, start: Canaries) -> Canaries:
-        """The canaries that are reached from `start`, with labels that are hardened."""
-        label = start.label if self.labels is None else self.labels.classes
-        return replace(start, images=self.images, label=label)
 
 
 def initial(settings: Optimization, model: nn.Module, start: Canaries) -> MetaState:
@@ -332,7 +291,14 @@ def _metagradient(
 
 def _unit(gradient: CanaryInputs) -> CanaryInputs:
     """A gradient of norm 1, by pixels and by labels each; 0 stays 0."""
-    return jax.tree.map(lambda part: part / jnp.maximum(jnp.linalg.norm(part), jnp.finfo(part.dtype).tiny), gradient)
+
+    def of(part: jax.Array) -> jax.Array:
+        largest = jnp.abs(part).max()  # first, or the squares would overflow
+        part = part / jnp.where(largest > 0, largest, 1)
+        norm = jnp.linalg.norm(part)
+        return part / jnp.where(norm > 0, norm, 1)
+
+    return jax.tree.map(of, gradient)
 
 
 def _training_state(

@@ -28,6 +28,7 @@ from metacanary import (
     reference_scores,
     soft_labels,
     summary,
+    updates,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -846,8 +847,8 @@ def plain(value):
         ("clipping", recipes.Clipping, ["thresholds"]),
         ("ema", recipes.EMA, []),
         ("optimizer", recipes.Optimizer, ["options"]),
-        ("signed", optimization.SignedUpdate, []),
-        ("adam", optimization.AdamUpdate, []),
+        ("signed", updates.SignedUpdate, []),
+        ("adam", updates.AdamUpdate, []),
         ("labels", soft_labels.LabelUpdate, []),
         *((name, cls, []) for name, cls in objectives.OBJECTIVES.items()),
         ("metagradient_kind", optimization.Optimization, ["objective", "update", "recipe"]),
@@ -891,7 +892,7 @@ def test_schema_has_the_names_of_the_package():
     assert tuple(defs["resnet9"]["properties"]["final_pool"]["enum"]) == models.FINAL_POOLS
     assert defs["model"]["properties"]["name"]["enum"] == models.names()
     assert defs["objective"]["properties"]["name"]["enum"] == sorted(objectives.OBJECTIVES)
-    assert set(defs["update"]["properties"]["name"]["enum"]) == set(optimization.UPDATES)
+    assert set(defs["update"]["properties"]["name"]["enum"]) == set(updates.UPDATES)
     known = [*block_scores.SCORES, *reference_scores.MIN_REFERENCES]
     assert keys["audit"]["properties"]["scores"]["items"]["enum"] == known
     assert tuple(keys["audit"]["properties"]["accountant"]["enum"]) == accounting.ACCOUNTANTS

@@ -16,9 +16,9 @@ from metacanary import gradient_max, models, store, training
 from metacanary.families import make
 from metacanary.gradient_max import GradientMax, log_norm_slopes, maximize, train_proxies
 from metacanary.interruption import Stopped
-from metacanary.optimization import AdamUpdate, MetaState, SignedUpdate
 from metacanary.recipes import DPSGD, EMA, SGD, Augmentation
 from metacanary.runs import Pool
+from metacanary.updates import AdamUpdate, MetaState, SignedUpdate
 
 NUM_CANARIES = 12
 

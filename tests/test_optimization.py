@@ -28,10 +28,7 @@ from metacanary.objectives import (
     logit_margin,
 )
 from metacanary.optimization import (
-    AdamUpdate,
-    MetaState,
     Optimization,
-    SignedUpdate,
     initial,
     optimize,
     plan_replay,
@@ -40,6 +37,7 @@ from metacanary.optimization import (
 from metacanary.recipes import DPSGD, SGD, Augmentation
 from metacanary.runs import Pool, coins
 from metacanary.soft_labels import LabelUpdate, SoftlyLabelled
+from metacanary.updates import AdamUpdate, MetaState, SignedUpdate
 
 NUM_CANARIES = 20
 
@@ -294,8 +292,9 @@ def test_optimize_plays_the_paired_game(pool, start, draws):
         assert (included.reshape(-1, 2).sum(axis=1) == 1).all()
 
 
-def test_unit_gradients_of_pixels_and_labels_have_norm_1_and_0_stays():
-    exploded = SoftlyLabelled(images=jnp.full((2, 3, 3, 1), 1e18), labels=jnp.zeros((2, 10)))
+@pytest.mark.parametrize("value", [1e-30, 1.0, 1e30])
+def test_unit_gradients_of_pixels_and_labels_have_norm_1_and_0_stays(value):
+    exploded = SoftlyLabelled(images=jnp.full((2, 3, 3, 1), value), labels=jnp.zeros((2, 10)))
     unit = optimization._unit(exploded)
     assert np.linalg.norm(unit.images) == pytest.approx(1.0)
     assert not unit.labels.any()

@@ -359,6 +359,13 @@ def test_tables_say_what_canaries_were_optimised_for():
     assert {x["objective"] for x in facts} == {"gradient_norm of members after 1, 3"}
     variant = persistence().settings("canaries", dataset="digits", canary="variant")["kind"]
     assert variant["objective"]["name"] == "smooth_auroc"
+    variant = read("tests/tiny.yaml")["canaries"]["kinds"]["variant"]
+    for options, expected in (
+        ({"interference": 0.5}, "smooth_auroc + 0.5 interference"),
+        ({"labels": {"learning_rate": 1.0, "harden_after": 1}}, "smooth_auroc, labels too"),
+    ):
+        other = changed_stages("canaries.kinds.variant", variant | options)
+        assert other.settings("table1")["objectives"]["variant"] == expected
     shown = changed_stages(
         "canaries.kinds.variant", read("tests/tiny.yaml")["canaries"]["kinds"]["variant"] | {"objective_steps": [2, 5]}
     ).settings("metasmoothness_table")["variants"]

@@ -29,7 +29,9 @@ def objective_of(kind: Mapping[str, Any]) -> str | None:
         return None
     # That of gradient_max is of models without canaries.
     name = {"gradient_norm": "gradient_norm of members"}.get(kind["objective"]["name"], kind["objective"]["name"])
-    return name + (f" after {', '.join(map(str, kind['objective_steps']))}" if kind["objective_steps"] else "")
+    name += f" after {', '.join(map(str, kind['objective_steps']))}" if kind["objective_steps"] else ""
+    name += f" + {kind['interference']:g} interference" if kind["interference"] else ""
+    return name + (", labels too" if kind["labels"] is not None else "")
 
 
 def compared_kinds(config: Config, comparison: str) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from _job import advance, progress, running
 
-from metacanary import canaries, data, gradient_max, objectives, optimization, soft_labels, store
+from metacanary import canaries, data, gradient_max, objectives, optimization, soft_labels, store, updates
 from metacanary.interruption import ShouldStop, Stopped
 
 HISTORY = ("metastep", "objective", "auroc", "seconds")
@@ -53,10 +53,10 @@ def norm_settings_of(kind: dict[str, Any]) -> gradient_max.GradientMax:
     )
 
 
-def update_of(kind: dict[str, Any]) -> optimization.SignedUpdate | optimization.AdamUpdate:
+def update_of(kind: dict[str, Any]) -> updates.SignedUpdate | updates.AdamUpdate:
     """How the pixels of a canary kind move."""
     update = dict(kind["update"])
-    return optimization.UPDATES[update.pop("name")](**update)
+    return updates.UPDATES[update.pop("name")](**update)
 
 
 def optimize_canaries(
@@ -141,15 +141,15 @@ def maximize_norms(
 
 
 def resumed(
-    checkpoint: Path, begin: optimization.MetaState, num_steps: int, columns: Sequence[str]
-) -> tuple[optimization.MetaState, np.ndarray]:
+    checkpoint: Path, begin: updates.MetaState, num_steps: int, columns: Sequence[str]
+) -> tuple[updates.MetaState, np.ndarray]:
     """The state and the history of a checkpoint, or those of the beginning if there is none."""
     history = np.full((num_steps, len(columns)), np.nan)
     if not checkpoint.exists():
         return begin, history
     saved = store.read_tree(checkpoint, {**vars(begin), "history": history})
     print(f"goes on from {checkpoint}, after {columns[0]} {saved['step']}")
-    return optimization.MetaState(**{name: saved[name] for name in vars(begin)}), saved["history"]
+    return updates.MetaState(**{name: saved[name] for name in vars(begin)}), saved["history"]
 
 
 if __name__ == "__main__":
