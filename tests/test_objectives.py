@@ -60,7 +60,9 @@ def test_logit_margin_of_probabilities_is_the_mean_over_classes():
         assert np.allclose(jax.grad(lambda p: logit_margin(given[0], p).sum())(given[1]), margins, rtol=1e-12)
 
 
-@pytest.mark.parametrize("objective", [*CASES, lambda *given: logit_margin(*given[:2])], ids=repr)
+@pytest.mark.parametrize(
+    "objective", [*CASES, lambda *given: logit_margin(*given[:2])], ids=[*map(repr, CASES), "logit_margin"]
+)
 def test_objectives_of_classes_are_those_of_their_one_hot_labels(objective):
     """Guarantee of the margin and the loss: the same bits, so that hardening changes nothing where labels are hard."""
     logits, labels, included = example(num=30)
