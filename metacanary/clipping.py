@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metacanary import dpsgd, gradients, layer_gradients, models
-from metacanary.recipes import DPSGD, SGD, Clipping
+from metacanary.recipes import DPSGD, Clipping
 
 PyTree = Any
 Params = Any
@@ -30,11 +30,11 @@ Thresholds = Mapping[str, jax.Array]
 LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def trained_layers(recipe: SGD | DPSGD, model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
+def trained_layers(trainable: str, model: nn.Module, image_shape: Sequence[int]) -> tuple[str, ...]:
     """The layers that a recipe trains, by the path of their parameters, in the order of the forward pass.
 
     Args:
-      recipe: Its `trainable` is "all" or "last", the layer that is called last.
+      trainable: Of the recipe: "all" or "last", the layer that is called last.
       model: The network.
       image_shape: [height, width, channels].
 
@@ -42,7 +42,7 @@ def trained_layers(recipe: SGD | DPSGD, model: nn.Module, image_shape: Sequence[
       ValueError: If the model does not come apart in layers (`layer_gradients.layers`).
     """
     names = tuple(layer_gradients.layers(model, tuple(image_shape)))
-    return names if recipe.trainable == "all" else names[-1:]
+    return names if trainable == "all" else names[-1:]
 
 
 def split(params: Params, names: Sequence[str] | None) -> tuple[Params, Params]:
@@ -52,6 +52,13 @@ def split(params: Params, names: Sequence[str] | None) -> tuple[Params, Params]:
     flat = flatten_dict(params)
     taken = {path: leaf for path, leaf in flat.items() if "/".join(path[:-1]) in names}
     return unflatten_dict(taken), unflatten_dict({path: leaf for path, leaf in flat.items() if path not in taken})
+
+
+def split_trained(
+    params: Params, trainable: str, model: nn.Module, image_shape: Sequence[int]
+) -> tuple[Params, Params]:
+    """The parameters that a recipe with this `trainable` changes, and the others; arguments as of `trained_layers`."""
+    return split(params, None if trainable == "all" else trained_layers(trainable, model, image_shape))
 
 
 def merge(first: Params, second: Params) -> Params:

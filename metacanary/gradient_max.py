@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from metacanary import gradient_norms, models, runs, store, training
+from metacanary import clipping, gradient_norms, models, runs, store, training
 from metacanary.canaries import Canaries
 from metacanary.recipes import DPSGD, SGD
 from metacanary.updates import AdamUpdate, MetaState, SignedUpdate
@@ -200,7 +200,7 @@ def _compiled(trainable: str, model: nn.Module) -> Callable[[Params, jax.Array, 
 
     @jax.jit
     def slopes_of(params: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        parted = gradient_norms.split_trained(model, params, images.shape[1:], trainable)
+        parted = clipping.split_trained(params, trainable, model, images.shape[1:])
         one = jax.grad(log_norm, has_aux=True)
         slopes, norms = jax.vmap(lambda x, y: one(x, y, *parted))(images, labels)
         return norms, slopes

@@ -6,7 +6,7 @@ altered copies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,19 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metacanary import clipping, dpsgd, gradients, layer_gradients, models, steps
+from metacanary import clipping, dpsgd, gradients, models, steps
 
 Params = Any
 OfLogits = Callable[[jax.Array, jax.Array], jax.Array]
 """A differentiable scalar of the logits [k] and the label of one example."""
-
-
-def split_trained(
-    model: nn.Module, params: Params, image_shape: Sequence[int], trainable: str
-) -> tuple[Params, Params]:
-    """The parameters that a recipe with this `trainable` changes, and the others."""
-    names = list(layer_gradients.layers(model, tuple(image_shape)))[-1:] if trainable == "last" else None
-    return clipping.split(params, names)
 
 
 def log_norm_function(
@@ -84,7 +76,7 @@ def log_norms(
     Guarantees:
       One microbatch's gradients are alive at a time, in the result and in its pull-back (each is rematerialised).
     """
-    trained, frozen = split_trained(model, params, images.shape[1:], trainable)
+    trained, frozen = clipping.split_trained(params, trainable, model, images.shape[1:])
     of_one, count, size = log_norm_function(model, of_logits), len(images), min(microbatch, len(images))
     # All pieces have one size: the last is filled up with the first examples, whose second results are left out.
     pieces = np.resize(np.arange(count), (-(-count // size), size))

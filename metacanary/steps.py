@@ -105,7 +105,7 @@ def dpsgd_state(
     keys = {name: stream(seed, name) for name in ("noise", "augmentation")}
     state = {**_start(recipe, model, pool, seed, initial), "samples": jnp.asarray(samples), **keys}
     if recipe.clipping.name != "flat":
-        names = clipping.trained_layers(recipe, model, pool.images.shape[1:])
+        names = clipping.trained_layers(recipe.trainable, model, pool.images.shape[1:])
         state["thresholds"] = clipping.start_thresholds(recipe.clipping, recipe.clip_norm, names)
     return state
 
@@ -271,9 +271,7 @@ def _start(recipe: SGD | DPSGD, model: nn.Module, pool: Pool, seed: int, initial
 
 def _split(recipe: SGD | DPSGD, model: nn.Module, state: PyTree) -> tuple[Params, Params]:
     """The parameters that are trained, and the others."""
-    if recipe.trainable == "all":
-        return state["params"], {}
-    return clipping.split(state["params"], clipping.trained_layers(recipe, model, state["images"].shape[1:]))
+    return clipping.split_trained(state["params"], recipe.trainable, model, state["images"].shape[1:])
 
 
 def _updated(recipe: SGD | DPSGD, model: nn.Module, state: PyTree, gradient: Params, t: jax.Array) -> dict[str, PyTree]:

@@ -35,7 +35,7 @@ from benchmarks import (
     step_vjp,
     tables,
 )
-from metacanary import accounting, bounds_fdp
+from metacanary import accounting, bounds_fdp, dirac
 from metacanary.guesses import make_games
 
 NEEDS_NO_PEER = [name for name in jax_contenders.CONTENDERS if not name.startswith("equinox")]
@@ -708,9 +708,27 @@ def test_dirac_bounds_rise_with_coins_and_stay_below_the_accounted():
     measured = dirac_bounds.measure({60: 3, 600: 2}, seed=5)
     assert len(measured) == 4 * 2 * 2
     by = measured.set_index(["auditor", "num_coins", "observer"])["epsilon"]
+    assert by.groupby("observer").sum()["all"] > by.groupby("observer").sum()["last"]
     for auditor in dirac_bounds.AUDITORS:
         assert 0 <= by[auditor, 60, "all"] < by[auditor, 600, "all"] < dirac_bounds.EPSILON
         assert by[auditor, 600, "last"] <= by[auditor, 600, "all"] + 0.5
+
+
+def test_dirac_bounds_audit_no_game_with_its_own_coins(monkeypatch):
+    """Guesses chosen on what they are then counted on would be the paper's protocol."""
+    seen, audit = [], dirac_bounds.audits.audit
+    monkeypatch.setattr(
+        dirac_bounds.audits, "audit", lambda *game, **kw: seen.append((game, kw["surrogates"])) or audit(*game, **kw)
+    )
+    dirac_bounds.measure({60: 2}, seed=5)
+    assert len(seen) == 4
+    for (scores, coins), (other_scores, other_coins) in seen:
+        assert not np.array_equal(coins, other_coins)
+        assert not np.array_equal(scores, other_scores)
+    alone, sigma = dirac_bounds.game(1, 4000, 1.9), {"noise_multiplier": 1.9, "sampling_prob": 0.2}
+    observed = dirac.observations(1, alone[0], num_others=0, noise_multiplier=1.9, **dirac_bounds.MECHANISM)
+    np.testing.assert_array_equal(alone[1]["all"], dirac.all_iterates(observed, **sigma))
+    np.testing.assert_array_equal(alone[1]["last"], dirac.last_iterate(observed))
 
 
 def test_dirac_bounds_in_the_guide_are_those_measured():

@@ -125,7 +125,7 @@ def test_clipped_sum_equals_a_loop_over_examples_and_layers(by_layer, which, cop
 def test_clipped_sum_of_deep_networks_equals_a_loop(model, form):
     """Skips, strides and pools: by layer, to 1e-4 in float32, since derivatives pass through a dozen layers."""
     params, images, labels = start(model, (8, 8, 3))
-    names = clipping.trained_layers(RECIPE, model, (8, 8, 3))
+    names = clipping.trained_layers("all", model, (8, 8, 3))
     examples = gradients(model, params, names, images, labels)
     thresholds = medians(examples) if form == "layers" else {}
     clip_norm = float(np.median([np.linalg.norm(np.concatenate(list(e.values()))) for e in examples]))
@@ -325,11 +325,12 @@ class Wide(nn.Module):
 def test_trained_layers_split_and_merge():
     """All layers in the order of their calls, or the last; what is taken apart is put together again."""
     params = start()[0]
-    assert clipping.trained_layers(RECIPE, CONVNET, (4, 4, 1)) == LAYERS
-    last = DPSGD(**vars(RECIPE) | {"trainable": "last"})
-    assert clipping.trained_layers(last, CONVNET, [4, 4, 1]) == ("Dense_0",)
+    assert clipping.trained_layers("all", CONVNET, (4, 4, 1)) == LAYERS
+    assert clipping.trained_layers("last", CONVNET, [4, 4, 1]) == ("Dense_0",)
     taken, rest = clipping.split(params, ["Dense_0"])
     assert (set(taken), set(rest)) == ({"Dense_0"}, {"Conv3x3_0", "GroupNorm_0"})
+    assert clipping.split_trained(params, "last", CONVNET, (4, 4, 1)) == (taken, rest)
+    assert clipping.split_trained(params, "all", CONVNET, (4, 4, 1)) == (params, {})
     for merged in (clipping.merge(taken, rest), clipping.merge(*clipping.split(params, None))):
         assert jax.tree.structure(merged) == jax.tree.structure(params)
         assert flat(merged).tobytes() == flat(params).tobytes()

@@ -21,6 +21,7 @@ def made(settings, seconds=10.0, device=CPU):
     [
         ({"kind": {"num_metasteps": 3, "training": {"num_steps": 7}}}, 3, 21),
         ({"kind": {"num_metasteps": 3, "num_splits": 2, "complement": True, "training": {"num_steps": 7}}}, 12, 84),
+        ({"kind": {"num_metasteps": 3, "objective_steps": [2, 5], "training": {"num_steps": 7}}}, 3, 15),
         ({"kind": {"num_proxies": 4, "num_steps": 100, "training": {"num_steps": 7}}}, 4, 28),  # 100 updates of pixels
         ({"runs": [3, 4, 5], "options": {"num_steps": 7}}, 3, 21),
         ({"inputs": {}, "scores": ["negative_loss"]}, None, None),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metacanary import models
-from metacanary.gradient_norms import log_norms, split_trained
+from metacanary.gradient_norms import log_norms
 from metacanary.soft_labels import cross_entropy
 
 CONVNET = models.ConvNet(num_classes=5, widths=(4,), logit_scale=0.3)
@@ -84,11 +84,3 @@ def test_log_norms_have_no_derivative_where_a_gradient_is_zero():
     assert all((x == 0).all() for x in jax.tree.leaves(of_first))
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(of_all))
     assert (jnp.abs(of_all[1][1:]).max(axis=(1, 2, 3)) > 1e-3).all()
-
-
-def test_split_trained_parts_all_or_the_last_layer():
-    params = example(CONVNET)[0]
-    assert split_trained(CONVNET, params, (8, 8, 1), "all") == (params, {})
-    last, others = split_trained(CONVNET, params, (8, 8, 1), "last")
-    assert last == {"Dense_0": params["Dense_0"]}
-    assert {**last, **others} == params
