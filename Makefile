@@ -16,7 +16,7 @@ DEMO_RESULTS := results/digits
 CONFIGS := $(wildcard config/*.yaml tests/tiny.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda lock demo report publish cost bundle test test-all test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-together bench-audits check check-python check-workflow format clean
+.PHONY: help setup setup-cuda lock demo report publish cost bundle test test-all test-full test-slurm slurm-packages slurm-tables bench-metagradient bench-dpsgd bench-together bench-audits check check-python check-workflow format clean
 
 help:  ## list the targets
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,7 +93,11 @@ test: setup  ## the tests that need neither a GPU nor many minutes
 	$(BIN)/python -m pytest -n $(CORES)
 
 test-all: setup  ## all tests that this machine can run
-	$(BIN)/python -m pytest -n $(CORES) -m "slow or not slow"
+	$(BIN)/python -m pytest -n $(CORES) -m "not full"
+
+# FULL=wrn16_4_eps8 for those whose name has it in it.
+test-full: setup  ## two updates of each large private training as configured: minutes on a GPU, hours on a CPU
+	XLA_FLAGS= $(BIN)/python -m pytest -s -m full -k "$(FULL)" tests/test_full_size.py
 
 # Everything that goes wrong on a cluster, on a real one on this machine; SLURM_TESTS="slurm and not slow" takes less long.
 SLURM_TESTS ?= slurm

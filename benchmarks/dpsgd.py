@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from benchmarks.dpsgd_problem import Problem
 from benchmarks.metagradient import resident
 from metacanary import store
 
@@ -40,9 +41,11 @@ NOT_PRIVATE = "sgd"
 """The yardstick: a step of the same network on the same images without clipping and noise."""
 OURS = ("metacanary_flat", "metacanary_flat_padded", "metacanary_per_layer", "metacanary_adaptive")
 PEERS = ("jax_privacy", "opacus_hooks", "opacus_functorch", "opacus_ghost")
-CONTENDERS = (NOT_PRIVATE, *OURS, *PEERS)
+SAME_LAYERS = "jax_privacy_same_layers"
+"""A peer that is given metacanary's form of convolutions, where the network has it: what clipping alone gains."""
+CONTENDERS = (NOT_PRIVATE, *OURS, *PEERS, SAME_LAYERS)
 NAIVE = {
-    **dict.fromkeys(("metacanary_flat", "metacanary_flat_padded", *PEERS), "naive_flat"),
+    **dict.fromkeys(("metacanary_flat", "metacanary_flat_padded", *PEERS, SAME_LAYERS), "naive_flat"),
     **dict.fromkeys(("metacanary_per_layer", "metacanary_adaptive"), "naive_per_layer"),
 }
 """What each sum of clipped gradients is held against. Adaptive thresholds start as the fixed ones."""
@@ -53,7 +56,7 @@ CASES = {
 """Setting, batch and copies of each example."""
 MICROBATCHES = {
     ("digits", 1): (32, 64, 128, 256),
-    ("digits", 4): (8, 16, 32, 64),
+    ("digits", 4): (8, 16, 32, 64, 256),
     ("wrn16_4", 1): (4, 8, 32, 128, 256, 512, 1024),
     ("wrn16_4", 4): (4, 8, 32),
     ("wrn16_4", 16): (8, 16, 32, 64, 128, 256),
@@ -212,9 +215,15 @@ class Case:
         command += ["--batch", str(self.batch), "--copies", str(self.copies), "--microbatch", str(microbatch)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment = os.environ | threads | {"JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[self.device]}
-        if name in PEERS:  # only metacanary promises the same bits at each run
+        if name in (*PEERS, SAME_LAYERS):  # only metacanary promises the same bits at each run
             environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=false"
         return Worker([*command, *options], environment, self.limit_bytes, self.limit_seconds)
+
+
+def contenders(setting: str, chosen: Sequence[str]) -> list[str]:
+    """Those of a setting: without convolutions of its own a network has the same layers anyway."""
+    own = Problem(setting=setting, batch=1, copies=1, microbatch=1).has_own_convolutions
+    return [name for name in chosen if own or name != SAME_LAYERS]
 
 
 def microbatches(setting: str, device: str, batch: int, copies: int) -> list[int]:
@@ -285,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parsed(arguments)
     failed = []
     for case in cases(args):
-        rows = case.rows(args.contenders)
+        rows = case.rows(contenders(case.setting, args.contenders))
         store.write_text(args.output, merged(args.output, rows).to_csv(index=False, float_format="%.6g"))
         failed += [f"{row['contender']}: {row['note']}" for row in rows if row["status"] == "error"]
     print(*failed, sep="\n", file=sys.stderr)

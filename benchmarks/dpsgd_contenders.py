@@ -92,15 +92,19 @@ def not_private(problem: Problem) -> Contender:
     return of_recipe(recipe, problem, {"order": problem.rows[None]})
 
 
-def jax_privacy(problem: Problem) -> Contender:
+def jax_privacy(problem: Problem, *, same_layers: bool = False) -> Contender:
     """jax-privacy's clipped gradients and noise, then Optax's SGD, in one compiled step.
 
     The copies are drawn beforehand, and its pass that replaces NaNs is off: both in its favour.
+
+    Args:
+      problem: the batch.
+      same_layers: with metacanary's form of convolutions instead of Flax's own, which its users have.
     """
     from jax_privacy import clipped_grad, noise_addition
 
     clipped = clipped_grad(
-        problem.loss,
+        partial(problem.loss, model=problem.model if same_layers else problem.flax_model),
         l2_clip_norm=problem.clip_norm,
         normalize_by=problem.batch,
         batch_argnums=(1, 2),
@@ -137,4 +141,5 @@ CONTENDERS: dict[str, Callable[[Problem], Contender]] = {
     "metacanary_per_layer": partial(private, clipping=Clipping(name="per_layer")),
     "metacanary_adaptive": partial(private, clipping=Clipping(name="adaptive")),
     "jax_privacy": jax_privacy,
+    "jax_privacy_same_layers": partial(jax_privacy, same_layers=True),
 }

@@ -111,6 +111,16 @@ class Problem:
         return models.build(setting.model, num_classes=NUM_CLASSES, **setting.options)
 
     @property
+    def flax_model(self) -> nn.Module:
+        """The same function of the same parameters with `flax.linen.Conv`, where the network has another form of it."""
+        return self.model.clone(as_matmul=False) if self.has_own_convolutions else self.model
+
+    @property
+    def has_own_convolutions(self) -> bool:
+        """Whether the network's convolutions are of a form of metacanary's (`models.Conv3x3`)."""
+        return getattr(self.model, "as_matmul", False)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """[height, width, channels]."""
         return SETTINGS[self.setting].image_shape
@@ -171,9 +181,9 @@ class Problem:
         taken = runs.take(self.pool.images, self.canary_images, rows)
         return np.asarray(jax.jit(jax.vmap(partial(augmentation.copies, self.augmentation)))(keys, taken))
 
-    def loss(self, params: PyTree, copies: jax.Array, label: jax.Array) -> jax.Array:
-        """Mean loss of the copies of one example."""
-        return steps.cross_entropy(self.model, params, copies, jnp.broadcast_to(label, len(copies)))
+    def loss(self, params: PyTree, copies: jax.Array, label: jax.Array, *, model: nn.Module | None = None) -> jax.Array:
+        """Mean loss of the copies of one example, by the network or by another form of it."""
+        return steps.cross_entropy(model or self.model, params, copies, jnp.broadcast_to(label, len(copies)))
 
 
 def naive_gradients(problem: Problem) -> list[list[np.ndarray]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from benchmarks.dpsgd import CASE, NOT_PRIVATE, PEERS
+from benchmarks.dpsgd import CASE, NOT_PRIVATE, PEERS, SAME_LAYERS
 from benchmarks.markdown import markdown
 
 PAPER_BATCH, PAPER_COPIES, PAPER_STEPS = 4096, 16, (2500, 850)
@@ -70,10 +70,14 @@ def comparison(part: pd.DataFrame) -> str:
     faster = done.loc[best, "step_seconds"] / done.loc["metacanary_flat", "step_seconds"]
     memory = done.loc[best, "memory_mib"] / done.loc["metacanary_flat", "memory_mib"]
     over = done.loc["metacanary_per_layer", "over_sgd"]
-    return (
+    sentence = (
         f"`metacanary_flat` takes {faster:.2f} times as many examples per second as `{best}`, the fastest peer, which "
         f"needs {memory:.1f} times its memory; per-layer clipping costs {over:.2f} times a step without privacy."
     )
+    if SAME_LAYERS in done.index:
+        same = done.loc[SAME_LAYERS, "step_seconds"] / done.loc["metacanary_flat", "step_seconds"]
+        sentence += f" Of that, {same:.2f} times is left when `{SAME_LAYERS}` is given metacanary's convolutions."
+    return sentence
 
 
 def projected(measured: pd.DataFrame) -> str:

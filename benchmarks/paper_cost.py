@@ -1,10 +1,12 @@
 """Projects what the paper's canaries cost on one H100 or H200: hours and GiB, from a counted and a measured step.
 
     python -m benchmarks.paper_cost                 # counts; measures a few rows of the batch on this CPU
-    python -m benchmarks.paper_cost --device gpu    # measures whole steps on the GPU
+    python -m benchmarks.paper_cost --device gpu    # measures whole steps on the GPU, with and without microbatches
+    python -m benchmarks.paper_cost --counts-only   # measures nothing: what the file has of a whole batch stays
 
 The setting is read from config/config.yaml. Counted are XLA's floating-point operations of a training step and of its
-VJP, and the bytes of a state and of what a VJP needs beside it, as compiled for the device at hand.
+VJP, and the bytes of a state and of what a VJP needs beside it, as compiled for the device at hand. On a CPU a few rows
+stand for the whole batch; they tell nothing of microbatches, of which no hours are measured there.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import pandas as pd
 import yaml
 
 from benchmarks.measure import processor
-from metacanary import models, recipes, replay_schedule, steps, store
+from metacanary import backend, models, recipes, replay_schedule, steps, store
 from metacanary.replay_step import merge, split
 
 PyTree = Any
@@ -49,6 +51,15 @@ class Setting:
     def with_rows(self, rows: int) -> Setting:
         """The same with so many rows in a batch."""
         return replace(self, recipe=replace(self.recipe, batch_size=rows))
+
+    def in_microbatches(self, rows: int) -> Setting:
+        """The same with a gradient that works on so many rows at a time."""
+        return replace(self, recipe=replace(self.recipe, microbatch=rows))
+
+    @property
+    def microbatch(self) -> int:
+        """Rows that a gradient works on at a time."""
+        return self.recipe.microbatch or self.recipe.batch_size
 
 
 def paper(config: Path = ROOT / "config" / "config.yaml") -> Setting:
@@ -96,9 +107,9 @@ def compiled(setting: Setting) -> tuple[jax.stages.Compiled, jax.stages.Compiled
     return forwards, jax.jit(pull_back).lower(*arguments, split(carried)[0]).compile()
 
 
-def flops(program: jax.stages.Compiled) -> float:
-    """XLA's count of a program without loops (it counts a loop's body once)."""
-    return float((program.cost_analysis() or {})["flops"])
+def flops(program: jax.stages.Compiled, num_microbatches: int = 1) -> float:
+    """XLA's count, of which a loop over microbatches is nearly all: it counts a loop's body once."""
+    return num_microbatches * float((program.cost_analysis() or {})["flops"])
 
 
 def working_bytes(program: jax.stages.Compiled) -> int:
@@ -136,24 +147,23 @@ def _median_seconds(function: Callable[[], Any], repeats: int) -> float:
 
 
 def rows(setting: Setting, measured_rows: int, repeats: int, microbatch: int) -> Iterator[dict[str, Any]]:
-    """A row for each basis of the seconds, schedule and microbatch."""
-    counted = [flops(program) for program in compiled(setting)]
-    working: dict[int | None, int] = {None: max(map(working_bytes, compiled(setting)))}
-    small = replace(setting, recipe=replace(setting.recipe, microbatch=microbatch))
-    working[microbatch] = max(map(working_bytes, compiled(small)))
+    """A row for each microbatch, basis of the seconds and schedule; measured_rows 0 measures nothing."""
     state, _ = shapes(setting)
     state_bytes, data_bytes = num_bytes([state["params"], state["optimizer"]]), num_bytes(state["images"])
-    num_steps = setting.recipe.num_steps
-    for basis, seconds in _seconds(setting, counted, measured_rows, repeats):
-        for branching in (9, math.isqrt(num_steps - 1) + 1, num_steps):
-            work = replay_schedule.work(num_steps, branching)
-            total = setting.num_metagradients * (work.step_calls * seconds[0] + num_steps * seconds[1])
-            for size, temporary in working.items():
+    num_steps, batch = setting.recipe.num_steps, setting.recipe.batch_size
+    for part in (setting, setting.in_microbatches(microbatch)):
+        programs = compiled(part)
+        counted = [flops(program, batch // part.microbatch) for program in programs]
+        temporary = max(map(working_bytes, programs))
+        for basis, seconds in _seconds(part, counted, measured_rows, repeats):
+            for branching in (9, math.isqrt(num_steps - 1) + 1, num_steps):
+                work = replay_schedule.work(num_steps, branching)
+                total = setting.num_metagradients * (work.step_calls * seconds[0] + num_steps * seconds[1])
                 held = work.states_held * state_bytes
                 yield {
                     "basis": basis,
                     "branching": branching,
-                    "microbatch": size or setting.recipe.batch_size,
+                    "microbatch": part.microbatch,
                     "num_metagradients": setting.num_metagradients,
                     "num_steps": num_steps,
                     "step_calls": work.step_calls,
@@ -184,23 +194,42 @@ def _seconds(
     batch = setting.recipe.batch_size
     on_gpu = jax.default_backend() != "cpu"
     used = batch if on_gpu else measured_rows
+    # Few rows are less than a microbatch: scaled, they would pass the whole batch's seconds off as the microbatches'.
+    if used == 0 or (used < batch and setting.microbatch < batch):
+        return
     step, vjp = measured(setting.with_rows(used), repeats)
     scaled = "" if used == batch else f", {used} of {batch} rows, scaled by {batch / used:g}"
     yield f"{processor()}: measured{scaled}", (step * batch / used, vjp * batch / used)
 
 
-def main() -> None:
+def measured_before(path: Path, setting: Setting) -> pd.DataFrame:
+    """The measured rows of a file, as they are, but those of microbatches that a whole batch was scaled for."""
+    table = pd.read_csv(path)
+    of_whole = table["microbatch"] == setting.recipe.batch_size
+    is_scaled = table["basis"].str.contains("scaled by")
+    return table[table["basis"].str.contains(": measured") & (of_whole | ~is_scaled)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write the table and print its main columns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--measured-rows", type=int, default=8, help="of a batch, on a CPU")
+    parser.add_argument("--counts-only", action="store_true", help="keep what --output has measured")
     parser.add_argument("--microbatch", type=int, default=250)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.counts_only and args.device == "gpu":
+        parser.error("--counts-only: got --device gpu, expected cpu, where nobody needs a GPU's time")
+    backend.configure()  # a step is timed as `replay` runs it: on a GPU, with deterministic operations
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-    table = pd.DataFrame(rows(paper(), args.measured_rows, args.repeats, args.microbatch))
+    setting = paper()
+    table = pd.DataFrame(rows(setting, 0 if args.counts_only else args.measured_rows, args.repeats, args.microbatch))
+    if args.counts_only:
+        table = pd.concat([table, measured_before(args.output, setting)])
+    table = table.sort_values("basis", key=lambda names: pd.factorize(names)[0], kind="stable")
     store.write_text(args.output, table.to_csv(index=False, float_format="%.6g"))
     print(table[["basis", "branching", "microbatch", "hours", "total_gib"]].round(1).to_string(index=False))
 

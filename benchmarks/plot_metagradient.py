@@ -27,8 +27,6 @@ LOOKS = {
     "torch": ("#CC79A7", ":"),
 }
 MARKERS = "osD^vP"
-LIMITS = {"metacanary_sqrt": 4.5, "metacanary_tree2": 6.0}
-"""What the two schedules are to stay below, in plain trainings."""
 STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -53,10 +51,11 @@ def figure(table: pd.DataFrame) -> Figure:
             ax.set(xlabel="training steps T", ylabel=label)
         for ax in axes[:2]:
             ax.set_ylim(bottom=0)
-        for limit in LIMITS.values():
+        for limit, (schedule, *_) in metagradient.TARGETS.items():
             axes[1].axhline(limit, color="0.5", linewidth=0.7, zorder=0)
             place = {"xycoords": ("axes fraction", "data"), "va": "center", "ha": "left"}
-            axes[1].annotate(f"{limit:g}", (1.01, limit), color="0.35", **place)
+            # Named is the schedule that keeps to it: others of as many states do not.
+            axes[1].annotate(f"{limit:g}\n{schedule.partition('_')[2]}", (1.01, limit), color="0.35", **place)
         handles, labels = axes[0].get_legend_handles_labels()
         canvas.figure.legend(handles, labels, loc="outside right upper", frameon=False, handlelength=3)
         return canvas.figure

@@ -15,9 +15,12 @@ ACCOUNTANTS = ("pld", "rdp")
 ADJACENCIES = ("add_remove", "replace_one")
 
 SLACK, MAX_RATIO, MAX_EXCESS = 1e-2, 1.2, 2.0
+LARGE_EPSILON, MAX_RATIO_OF_LARGE = 20.0, 3.0
 """The known gap of the accountants: PLD's epsilon less `SLACK` is at most RDP's, and that is at most `MAX_RATIO` times
-PLD's plus `MAX_EXCESS` / sigma^2 and `SLACK`. Of 258 mechanisms (sigma 0.5 to 20, q 1e-4 to 1, 1 to 10,000 steps, delta
-1e-3 to 1e-7) the widest gaps were 4e-3 and 1.71 / sigma^2. Where DP-SGD is used, RDP's epsilon is a tenth larger."""
+PLD's plus `MAX_EXCESS` / sigma^2 and `SLACK`; above `LARGE_EPSILON`, at most `MAX_RATIO_OF_LARGE` times PLD's. Of 1,332
+mechanisms (sigma 0.5 to 20, q 1e-4 to 1, 1 to 10,000 steps, delta 1e-3 to 1e-7) the widest gaps were 4e-3 and
+1.71 / sigma^2 up to epsilon 20, and ratios of 1.2 up to 50, 1.5 up to 100, 2.0 up to 300 and 2.9 above. Where DP-SGD is
+used, RDP's epsilon is a tenth larger."""
 
 _FINE, _COARSE = 1e-4, 1e-3  # widths of PLD buckets: of reported values, and of a first guess 10 times faster
 
@@ -92,11 +95,12 @@ def cross_checked_epsilon(
     )
     by_pld, by_rdp = of_mechanism(accountant="pld"), of_mechanism(accountant="rdp")
     excess = MAX_EXCESS / noise_multiplier**2 + SLACK if noise_multiplier > 0 else math.inf
-    if noise_multiplier > 0 and not by_pld - SLACK <= by_rdp <= MAX_RATIO * by_pld + excess:
+    ratio = MAX_RATIO if by_pld <= LARGE_EPSILON else MAX_RATIO_OF_LARGE
+    if noise_multiplier > 0 and not by_pld - SLACK <= by_rdp <= ratio * by_pld + excess:
         raise ArithmeticError(
             f"accountants differ: epsilon is {by_pld:.6g} by PLD and {by_rdp:.6g} by RDP for noise_multiplier "
             f"{noise_multiplier:g}, sampling_prob {sampling_prob:g}, num_steps {num_steps}, delta {delta:g}, expected "
-            f"RDP's to be the larger, by at most {MAX_RATIO - 1:.0%} and {excess:.3g}"
+            f"RDP's to be the larger, by at most {ratio - 1:.0%} and {excess:.3g}"
         )
     return by_pld if adjacency == "add_remove" else of_mechanism(adjacency=adjacency)
 

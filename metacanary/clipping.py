@@ -129,6 +129,29 @@ def next_thresholds(
     return {k: thresholds[k] * jnp.exp(-clipping.learning_rate * (share - clipping.quantile)) for k, share in pairs}
 
 
+def require_counts(recipe: DPSGD, num_layers: int, expected_batch: float) -> None:
+    """Refuse thresholds that would follow noise alone.
+
+    Args:
+      recipe: Any.
+      num_layers: K, of those that are trained.
+      expected_batch: As of `next_thresholds`.
+
+    Raises:
+      ValueError: Thresholds adapt, and the noise on a share of norms, a number in [0, 1], has a standard deviation
+        above 1.
+    """
+    if recipe.clipping.name != "adaptive":
+        return
+    noise = recipe.clipping.count_noise(recipe.noise_multiplier, num_layers) / expected_batch
+    if noise > 1:
+        raise ValueError(
+            f"clipping.budget: got {recipe.clipping.budget:g}, with which the noise on each layer's share of norms "
+            f"below its threshold has standard deviation {noise:.3g}, expected at most 1: a larger budget or larger "
+            "batches, or thresholds would follow noise"
+        )
+
+
 def clipped_sum(
     model: nn.Module,
     loss: LogitLoss,

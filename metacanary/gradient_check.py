@@ -11,6 +11,7 @@ import numpy as np
 
 from metacanary import replay_step
 from metacanary.metagradient import replay
+from metacanary.replay_schedule import check_tree
 from metacanary.replay_step import ObjectiveFn, StepFn
 
 PyTree = Any
@@ -57,9 +58,11 @@ def check_gradient(
     Raises:
       ValueError: as of `metagradient.replay`.
     """
+    check_tree(num_steps, 2)
     with jax.enable_x64(True):
-        z = _in_float64(metaparams)
-        begin = (lambda z: _in_float64(state(z))) if callable(state) else _in_float64(state)
+        z = _in_float64("metaparams", metaparams)
+        from_metaparams = replay_step.is_initializer(state)
+        begin = (lambda z: _in_float64("state", state(z))) if from_metaparams else _in_float64("state", state)
         rng = np.random.default_rng(seed)
         floats, rest = replay_step.split(z)
         v = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), floats)
@@ -70,7 +73,7 @@ def check_gradient(
 
         def value(distance: float) -> float:
             moved = replay_step.merge(jax.tree.map(lambda x, w: x + distance * w, floats, v), rest)
-            current, advance = begin(moved) if callable(begin) else begin, jax.jit(step_fn)
+            current, advance = begin(moved) if from_metaparams else begin, jax.jit(step_fn)
             for t in range(num_steps):
                 current = advance(current, moved, np.int32(t))
             return float(objective_fn(current, moved)[0])
@@ -80,7 +83,7 @@ def check_gradient(
     return GradientCheck(derivative, difference, abs(derivative - difference) / largest if largest else 0.0)
 
 
-def _in_float64(tree: PyTree) -> PyTree:
+def _in_float64(name: str, tree: PyTree) -> PyTree:
     """The tree with its floating-point leaves in float64."""
-    floats, rest = replay_step.split(jax.tree.map(jnp.asarray, tree))
+    floats, rest = replay_step.split(replay_step.as_arrays(name, tree))
     return replay_step.merge(jax.tree.map(lambda x: x.astype(jnp.float64), floats), rest)

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
 
+from metacanary.replay_step import described, is_float_scalar
+
 PyTree = Any
 LossFn = Callable[..., jax.Array]
 
@@ -30,14 +32,15 @@ def grad(loss_fn: LossFn, mode: str = "mixed") -> Callable[..., PyTree]:
     """As `jax.grad` by the first argument; how it is differentiated again is chosen by `mode`.
 
     Args:
-      loss_fn: loss_fn(params, *args) -> scalar; params has floating-point leaves only, args may hold any arrays.
+      loss_fn: loss_fn(params, *args) -> one floating-point scalar, nothing beside it (there is no has_aux); params has
+        floating-point leaves only, args may hold any arrays.
       mode: "mixed", by a forward-over-reverse Hessian-vector product; "reverse", by reverse-over-reverse.
 
     Returns:
       A function (params, *args) -> tree as params, for use under jit and vmap.
 
     Raises:
-      ValueError: unknown mode.
+      ValueError: unknown mode; when called, a loss that returns anything but one floating-point scalar.
 
     Guarantees:
       Both modes return the same gradient; their pull-backs are equal up to rounding, by params, by the
@@ -49,22 +52,37 @@ def grad(loss_fn: LossFn, mode: str = "mixed") -> Callable[..., PyTree]:
     """
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
+    scalar = _returning_a_scalar(loss_fn)
     if mode == "reverse":
-        return jax.grad(loss_fn)
+        return jax.grad(scalar)
 
     def gradient(params: PyTree, *args: Any) -> PyTree:
         # All that loss_fn closes over becomes an argument: labels and keys that are traced as well as numbers.
-        closed = jax.make_jaxpr(loss_fn)(params, *args)
+        closed = jax.make_jaxpr(scalar)(params, *args)
         return _with_mixed_pull_back(_with_constants(closed))(params, (args, closed.consts))
 
     return gradient
+
+
+def _returning_a_scalar(loss_fn: LossFn) -> LossFn:
+    """The loss, which refuses to return anything but one floating-point scalar."""
+
+    def loss(*args: Any) -> jax.Array:
+        value = loss_fn(*args)
+        # Not left to JAX: of a traced loss's results, flat as they are, the first would be taken for the loss.
+        if not is_float_scalar(value):
+            raise ValueError(f"loss_fn: got {described(value)}, expected one floating-point scalar (no has_aux)")
+        return value
+
+    return loss
 
 
 def _with_constants(closed: Any) -> LossFn:
     """A traced loss as a function of its arguments and of what it closes over: loss(params, args, constants)."""
 
     def loss(params: PyTree, args: tuple[Any, ...], constants: list[Any]) -> jax.Array:
-        return eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves((params, *args)))[0]
+        (value,) = eval_jaxpr(closed.jaxpr, constants, *jax.tree.leaves((params, *args)))
+        return value
 
     return loss
 
@@ -85,7 +103,8 @@ def mean_gradient(
       A tree as params.
 
     Raises:
-      ValueError: unknown mode, a batch without one length, or a microbatch that does not divide it.
+      ValueError: unknown mode, a loss that is not one floating-point scalar, a batch without one length, or a
+        microbatch that does not divide it.
 
     Guarantees:
       Equal to the gradient over the whole batch up to rounding. Only one microbatch's activations are alive at a

@@ -71,6 +71,10 @@ class Layer:
             return jax.vmap(partial(self.squared_norm, params))(self.gradients(params, x, d))
         return _each(lambda xi, di: self.squared_norm(params, self.gradient(params, xi, di)), x, d)
 
+    def norms_need_gradients(self, x: Sequence[int], d: Sequence[int]) -> bool:
+        """Whether `squared_norms` makes the gradients, for arrays of these shapes."""
+        return True
+
     def pull_back(self, params: Params, raw: Raw) -> Params:
         """The gradient by the parameters."""
         return raw
@@ -84,10 +88,14 @@ class Dense(Layer):
         return _with_bias(params, jnp.einsum("...i,...o->io", x, d), d)
 
     def squared_norms(self, params: Params, x: jax.Array, d: jax.Array) -> jax.Array:
-        if x.ndim > 3:  # On pixels, of which there are many, a product of Gram matrices would cost more.
+        if self.norms_need_gradients(x.shape, d.shape):
             return super().squared_norms(params, x, d)
         total = jnp.sum(_gram(x) * _gram(d), axis=(1, 2))
         return total + _squared_sums(d) if "bias" in params else total
+
+    def norms_need_gradients(self, x: Sequence[int], d: Sequence[int]) -> bool:
+        """On pixels, of which there are many, where a product of Gram matrices would cost more."""
+        return len(x) > 3
 
 
 @dataclass(frozen=True)
@@ -127,10 +135,13 @@ class Convolution(Layer):
         return patches.reshape(len(x), -1, patches.shape[-1])
 
     def squared_norms(self, params: Params, x: jax.Array, d: jax.Array) -> jax.Array:
-        if not self.is_ghost_cheaper(x.shape, d.shape):
+        if self.norms_need_gradients(x.shape, d.shape):
             return super().squared_norms(params, x, d)
         total = jnp.sum(_gram(self._patches_of(x)) * _gram(_by_pixel(d)), axis=(1, 2))
         return total + _squared_sums(_by_pixel(d)) if "bias" in params else total
+
+    def norms_need_gradients(self, x: Sequence[int], d: Sequence[int]) -> bool:
+        return not self.is_ghost_cheaper(x, d)
 
     def is_ghost_cheaper(self, x: Sequence[int], d: Sequence[int]) -> bool:
         """Whether Gram matrices cost fewer multiplications than the gradients, for [batch, K, height, width, c]."""
@@ -259,7 +270,7 @@ class Taken:
     def clip_together(self, factor: Callable[[jax.Array], jax.Array]) -> Params:
         """As `weighted_sum`, by factors that are a function of the norm over all layers.
 
-        Gradients of small layers are made once, for the norm and for the sum.
+        Gradients of small layers whose norms need them are made once, for the norm and for the sum.
 
         Args:
           factor: Squared norms [batch] -> factors [batch].
@@ -268,6 +279,7 @@ class Taken:
             name: layer.gradients(*self._of(name))
             for name, layer in self.layers.items()
             if _is_small(self.params[name])
+            and layer.norms_need_gradients(self.inputs[name].shape, self.derivatives[name].shape)
         }
         squares = jnp.zeros(())
         for name, layer in self.layers.items():
@@ -297,6 +309,10 @@ class Taken:
         sums, squares = {}, {}
         for name, layer in self.layers.items():
             params, x, d = self._of(name)
+            if not layer.norms_need_gradients(x.shape, d.shape):
+                squares[name] = layer.squared_norms(params, x, d)
+                sums[name] = self._weighted(name, jnp.where(mask, factor[name](squares[name]), 0), mask)
+                continue
             if _is_small(self.params[name]):
                 raws = layer.gradients(params, x, d)
                 squares[name] = jax.vmap(partial(layer.squared_norm, params))(raws)
@@ -320,9 +336,11 @@ class Taken:
             sums[name] = layer.pull_back(params, raw)
         return _as_tree(sums), squares
 
-    def _weighted(self, name: str, factors: jax.Array) -> Params:
-        """The weighted sum of the gradients by a layer, as one pull-back of the whole batch."""
+    def _weighted(self, name: str, factors: jax.Array, mask: jax.Array | None = None) -> Params:
+        """The weighted sum of the gradients by a layer, of all examples or those of a mask, as one pull-back."""
         params, x, d = self._of(name)
+        if mask is not None:
+            x, d = (jnp.where(mask.reshape(-1, *[1] * (y.ndim - 1)), y, 0) for y in (x, d))
         scaled = d * factors.reshape(-1, *[1] * (d.ndim - 1))
         x, scaled = (y.reshape(-1, *y.shape[2:]) for y in (x, scaled))
         return jax.vjp(lambda p: self.layers[name].module.apply({"params": p}, x), params)[1](scaled)[0]

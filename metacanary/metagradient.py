@@ -23,6 +23,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +34,13 @@ import numpy as np
 from metacanary import replay_step
 from metacanary.interruption import ShouldStop, Stopped
 from metacanary.replay_checkpoint import ReplayCheckpoint, identity
-from metacanary.replay_schedule import Costs, actions, check_objective_steps, check_tree
+from metacanary.replay_schedule import Costs, Order, check_objective_steps, check_tree
 from metacanary.replay_step import ObjectiveFn, StepFn
 from metacanary.replay_storage import Device, Leaves, Storage
 
 PyTree = Any
 LOOK_EVERY = 64
-"""Repeated steps between two comparisons with their first run; each waits for the device."""
+"""Steps whose checksums may be on the device: then the older half is fetched, while the newer half is computed."""
 _POSITION = ("current", "value", "aux", "adjoint", "gradient")  # of a run, what a checkpoint keeps as it is
 
 
@@ -87,9 +88,10 @@ def replay(
       step_fn: step_fn(state, metaparams, t) -> state; pure, deterministic, jittable; t is an int32 scalar. Write its
         gradient with `gradients.grad` or `gradients.mean_gradient`, which are cheaper to differentiate again. Optax's
         Adam needs `eps_root` > 0: with its epsilon outside the square root only, a zero gradient gives NaN.
-      objective_fn: objective_fn(state, metaparams) -> (scalar, aux), jittable.
+      objective_fn: objective_fn(state, metaparams) -> (floating-point scalar, aux, a pytree of arrays), jittable.
       state: s[0], a pytree of arrays; or a jittable function of the metaparameters that returns it, if it depends on
-        them (initial weights as metaparameters).
+        them (initial weights as metaparameters). What can be called but is a pytree itself, as an Equinox module or a
+        `jax.tree_util.Partial`, is a state.
       metaparams: z, a pytree of arrays.
       num_steps: T >= 1.
       branching: k >= 2, the arity of the tree, as `replay_schedule.plan` chooses it; ceil(sqrt(T)) replays training
@@ -107,8 +109,8 @@ def replay(
       Replay(value, aux, gradient).
 
     Raises:
-      ValueError: num_steps < 1, branching < 2, other objective_steps, no floating-point leaf, a step or an objective
-        that returns something of another structure, or a checkpoint of another replay.
+      ValueError: num_steps < 1, branching < 2, other objective_steps, a leaf that is no number, no floating-point leaf,
+        a step or an objective that returns something else than it should, or a checkpoint of another replay.
       NotDeterministicError: a repeated step gave other bits; the message names it.
       FloatingPointError: the objective is not finite (the message names the first step after which the state is
         not finite), or the gradient is not.
@@ -117,7 +119,7 @@ def replay(
     Guarantees:
       Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding. Its
       bits depend neither on branching nor on storage.
-      Memory and work: those of `replay_schedule.work`; one VJP a step.
+      Memory and work: those of `replay_schedule.work`; one VJP a step. Of each step the host keeps a checksum, 4 bytes.
       Deterministic: what a repeated step returns is compared with what its first run returned by
       `replay_step.checksum`, which misses a difference with a chance of about 2**-32.
       Resume: a replay that was killed and is called again with the same arguments, JAX version and XLA_FLAGS on the
@@ -136,24 +138,25 @@ def replay(
     if checkpoint is not None:
         files = ReplayCheckpoint(checkpoint, identity(problem, num_steps, taken_after, carried, fixed))
         branching = files.branching(branching)
-    order = list(actions(num_steps, branching, taken_after))
+    order = Order(num_steps, branching, taken_after)
+    total = len(order)
     run = _Run(problem, carried, fixed, num_steps, storage or Device(), on_step)
     del carried  # s[0] is held, or not, as any other state
     written = time.monotonic()
     try:
         begun = files.load(order, run) if files else 0
-        for done, action in enumerate(order[begun:], start=begun + 1):
+        for done, action in enumerate(islice(order, begun, None), start=begun + 1):
             getattr(run, action.name)(action.t)
             if should_stop is not None:
                 run.keep_up()
             stopping = should_stop is not None and should_stop()
-            due = stopping or done == len(order) or time.monotonic() - written > checkpoint_seconds
+            due = stopping or done == total or time.monotonic() - written > checkpoint_seconds
             if files and due:
                 run.require_deterministic()
                 files.save(order, done, run, branching)
                 written = time.monotonic()
             if stopping:
-                raise Stopped(f"stopped after {done} of {len(order)} actions of a replay of {num_steps} steps")
+                raise Stopped(f"stopped after {done} of {total} actions of a replay of {num_steps} steps")
         run.require_deterministic()
     finally:
         run.storage.clear()
@@ -230,9 +233,9 @@ class _Run:
         self.current = carried
         shapes = jax.eval_shape(partial(replay_step.objective, problem), carried, fixed)
         self.value, self.aux, self.adjoint, self.gradient = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        self.checksums: list[Any] = []  # of the first run of each step
-        self._repeated: list[tuple[int, jax.Array]] = []
-        self._newest: list[Any] = []  # the checksums of the last two steps, in the order in which they were computed
+        self.first_runs = 0  # steps, from 0 on, whose first run's checksum has been looked at
+        self.checksums = np.zeros(num_steps, np.uint32)  # of those; an array of JAX's for each takes kilobytes
+        self._unseen: list[tuple[int, jax.Array]] = []  # the newest checksums, in the order in which they are computed
         self._notify = on_step or (lambda phase, t: None)
 
     def hold(self, t: int) -> None:
@@ -246,18 +249,14 @@ class _Run:
 
     def step(self, t: int) -> None:
         self.current, checksum = replay_step.step(self.problem, self.current, self.fixed, np.int32(t))
-        if t == len(self.checksums):
-            self.checksums.append(checksum)
-        else:
-            self._repeated.append((t, checksum))
-        self._newest = [*self._newest[-1:], checksum]
-        if len(self._repeated) >= LOOK_EVERY:
-            self.require_deterministic()
+        self._unseen.append((t, checksum))
+        if len(self._unseen) >= LOOK_EVERY:
+            self.require_deterministic(LOOK_EVERY // 2)
         self._notify("forward", t)
 
     def keep_up(self) -> None:
         """Wait for the step before the last one, so that the device has not many to finish when it is asked to stop."""
-        jax.block_until_ready(self._newest[0] if self._newest else None)
+        jax.block_until_ready([checksum for _, checksum in self._unseen[-2:-1]])
 
     def objective(self, t: int) -> None:
         value, aux, adjoint, gradient = replay_step.objective(self.problem, self.current, self.fixed)
@@ -277,28 +276,30 @@ class _Run:
 
     def position(self) -> dict[str, Any]:
         """All but the states it holds, as a tree whose shapes do not depend on where it stands."""
-        checksums = np.zeros(self.num_steps, np.uint32)
-        checksums[: len(self.checksums)] = [int(x) for x in self.checksums]
         now = {name: getattr(self, name) for name in _POSITION}
-        return {**now, "first_runs": len(self.checksums), "checksums": checksums}
+        return {**now, "first_runs": self.first_runs, "checksums": self.checksums}
 
     def restore(self, position: dict[str, Any], held: Iterable[tuple[int, Leaves]]) -> None:
         """Stand where `position` was taken, with these states held, each with its number, from the stack's bottom."""
         for name in _POSITION:
             setattr(self, name, position[name])
-        self.checksums = list(position["checksums"][: position["first_runs"]])
+        self.first_runs, self.checksums = position["first_runs"], np.array(position["checksums"])
         for t, state in held:
             self.storage.hold(t, state)
 
-    def require_deterministic(self) -> None:
-        """Compare the steps repeated since the last look with their first run."""
-        for t, checksum in self._repeated:
-            if int(checksum) != int(self.checksums[t]):
+    def require_deterministic(self, newest: int = 0) -> None:
+        """Compare the steps repeated since the last look with their first run, all but the `newest` ones."""
+        looked_at = self._unseen[: len(self._unseen) - newest]
+        found = jax.device_get([checksum for _, checksum in looked_at])
+        for (t, _), checksum in zip(looked_at, found, strict=True):
+            if t == self.first_runs:
+                self.checksums[t], self.first_runs = checksum, t + 1
+            elif checksum != self.checksums[t]:
                 raise NotDeterministicError(
                     f"step {t} of {self.num_steps} gave other bits when it was repeated: expected a step function "
                     "that is a function of its arguments, and on a GPU XLA_FLAGS=--xla_gpu_deterministic_ops=true"
                 )
-        self._repeated.clear()
+        del self._unseen[: len(looked_at)]
 
     def _first_non_finite(self, taken_after: int) -> str:
         """Run again from the start to name the step at which the state stopped being finite."""
@@ -315,7 +316,7 @@ class _Run:
     def result(self, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree, num_objectives: int) -> Replay:
         """What the replay was for: the mean over the objectives."""
         gradient = self.gradient["metaparams"]
-        if callable(state):
+        if self.problem.from_metaparams:
             shares = replay_step.join(self.problem, self.adjoint, self.gradient["constants"])
             gradient = replay_step.initial_vjp(state, metaparams, shares, gradient)
         if not replay_step.is_finite(gradient):

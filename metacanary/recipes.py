@@ -5,15 +5,25 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 TRAINABLE = ("all", "last")
 CLIPPINGS = ("flat", "per_layer", "adaptive")
 ALLOCATIONS = ("shared", "equal")
+
+
+def _refuse_unused(settings: Any, key: str, what: str, *names: str) -> None:
+    """Refuse settings that would do nothing: they differ from their defaults, and there is no use for them."""
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name in names:
+        if getattr(settings, name) != defaults[name]:
+            raise ValueError(f"{key}.{name}: got {getattr(settings, name)}, expected none: {what} has no use for it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,8 @@ class Schedule:
             raise ValueError(f"schedule.name: got {self.name!r}, expected constant or one_cycle")
         if not 0 < self.peak_at < 1:
             raise ValueError(f"schedule.peak_at: got {self.peak_at}, expected a fraction between 0 and 1")
+        if self.name == "constant":
+            _refuse_unused(self, "schedule", "a constant schedule", "start", "peak_at", "end")
 
     def build(self, learning_rate: float, num_steps: int) -> optax.Schedule:
         """The schedule as an Optax function of the step."""
@@ -94,6 +106,26 @@ class Optimizer:
         for key, _ in self.options:
             if key not in known:
                 raise ValueError(f"optimizer.options: got {key!r}, expected some of {', '.join(known)}")
+        if self.name == "noisy_sgd":
+            raise ValueError("optimizer.name: got 'noisy_sgd', expected one without noise: its own is in no accountant")
+        if self.name != "sgd":
+            self._require_updates()
+
+    def _require_updates(self) -> None:
+        """Refuse what Optax cannot build or update from a gradient alone, by shapes: nothing is computed."""
+
+        def update(gradient: jax.Array, params: jax.Array) -> Any:
+            transformation = self.build(optax.constant_schedule(0.1), 0.0, nesterov=False)
+            return transformation.update(gradient, transformation.init(params), params)
+
+        shape = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+        try:
+            jax.eval_shape(update, shape, shape)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"optimizer: got {self.name!r} with options {dict(self.options)}, expected one that updates by a "
+                f"gradient and a scheduled rate; Optax says: {error}"
+            ) from error
 
     def build(self, rate: optax.Schedule, momentum: float, nesterov: bool) -> optax.GradientTransformation:
         """The optimiser; momentum is a setting of its own, since sgd is the default."""
@@ -158,8 +190,11 @@ class Clipping:
         for name, value in self.thresholds:
             if not 0 < value < math.inf:
                 raise ValueError(f"clipping.thresholds: got {value} for layer {name!r}, expected a number > 0")
-        if self.name == "flat" and self.thresholds:
-            raise ValueError("clipping.thresholds: got some, expected none for flat clipping, whose norm is clip_norm")
+        if self.name == "flat":
+            _refuse_unused(self, "clipping", "flat clipping", "thresholds", "allocation")
+        if self.name != "adaptive":
+            what = "a threshold that does not adapt"
+            _refuse_unused(self, "clipping", what, "quantile", "learning_rate", "budget")
 
     def gradient_noise(self, noise_multiplier: float) -> float:
         """The multiplier of the noise on gradients, a little above the total one where counts take their share."""
@@ -216,7 +251,10 @@ class SGD:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_steps", "batch_size", "learning_rate")
+        _require_integer(self, "num_steps", "batch_size", *(["microbatch"] if self.microbatch is not None else []))
         _require_shared(self)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay: got {self.weight_decay}, expected a number >= 0")
         if self.microbatch is not None and (self.microbatch < 1 or self.batch_size % self.microbatch):
             raise ValueError(f"microbatch: got {self.microbatch}, expected a divisor of batch_size = {self.batch_size}")
 
@@ -266,7 +304,10 @@ class DPSGD:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_steps", "sampling_prob", "clip_norm", "learning_rate", "microbatch")
+        _require_integer(self, "num_steps", "microbatch")
         _require_shared(self)
+        if self.clip_norm == math.inf:
+            raise ValueError("clip_norm: got inf, expected a number: what is not clipped has no bounded influence")
         if self.sampling_prob > 1:
             raise ValueError(f"sampling_prob: got {self.sampling_prob}, expected a probability in (0, 1]")
         if not self.noise_multiplier >= 0:  # refuses NaN as well
@@ -282,6 +323,10 @@ def _require_shared(recipe: SGD | DPSGD) -> None:
     """Refuse what both algorithms refuse."""
     if recipe.trainable not in TRAINABLE:
         raise ValueError(f"trainable: got {recipe.trainable!r}, expected one of {', '.join(TRAINABLE)}")
+    if not recipe.momentum >= 0:  # refuses NaN as well
+        raise ValueError(f"momentum: got {recipe.momentum}, expected a number >= 0")
+    if recipe.nesterov and not recipe.momentum:
+        raise ValueError("nesterov: got True, expected False without momentum, of which it is a form")
     if recipe.optimizer.name != "sgd" and recipe.momentum:
         raise ValueError(f"momentum: got {recipe.momentum}, expected 0 with optimizer {recipe.optimizer.name!r}")
     if recipe.optimizer.name == "sgd" and recipe.optimizer.options:
@@ -293,3 +338,10 @@ def _require_positive(recipe: Any, *names: str) -> None:
     for name in names:
         if not getattr(recipe, name) > 0:
             raise ValueError(f"{name}: got {getattr(recipe, name)}, expected a number > 0")
+
+
+def _require_integer(recipe: Any, *names: str) -> None:
+    """Refuse settings that are no whole numbers, by name."""
+    for name in names:
+        if not isinstance(getattr(recipe, name), (int, np.integer)):
+            raise ValueError(f"{name}: got {getattr(recipe, name)}, expected an integer")

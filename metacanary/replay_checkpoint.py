@@ -101,7 +101,7 @@ class ReplayCheckpoint:
             )
         return int(saved["branching"])
 
-    def load(self, order: Sequence[Action], run: Run) -> int:
+    def load(self, order: Iterable[Action], run: Run) -> int:
         """Put a run where the checkpoint stands; return the number of actions that are done, 0 without one.
 
         Begin anew if a second writer, as SLURM starts one when a node is cut off, deleted a state that is needed.
@@ -116,7 +116,7 @@ class ReplayCheckpoint:
         run.restore(position, ((t, store.read_tree(self._held(t), like)) for t in held))
         return done
 
-    def save(self, order: Sequence[Action], done: int, run: Run, branching: int) -> None:
+    def save(self, order: Iterable[Action], done: int, run: Run, branching: int) -> None:
         """Write where a run stands after `done` actions: first what is new, then the position, then delete the old."""
         held = held_after(order, done)
         for t in held:

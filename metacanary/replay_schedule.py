@@ -15,9 +15,11 @@ Nothing here computes: the order is a plain iteration over actions, which `metag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 
@@ -37,13 +39,13 @@ def actions(num_steps: int, branching: int, objective_steps: Sequence[int] = ())
     """All that a replay does, in order.
 
     Args:
-      num_steps: T >= 1.
-      branching: k >= 2.
+      num_steps: T, an integer >= 1.
+      branching: k, an integer >= 2.
       objective_steps: steps after which the objective is taken, ascending, from 1 to T, the last of them T; none for
         T alone.
 
     Raises:
-      ValueError: smaller numbers, or other steps.
+      ValueError: smaller numbers, other steps, or what is no integer.
 
     Guarantees:
       Each step is pulled back once, from T - 1 down, after the objective at T and with its state current.
@@ -83,10 +85,35 @@ def _part(low: int, high: int, num_steps: int, branching: int, *, is_current: bo
         yield from _part(start, end, num_steps, branching, is_current=end == high)
 
 
-def held_after(order: Sequence[Action], done: int) -> list[int]:
+@dataclass(frozen=True)
+class Order:
+    """What `actions` of the same arguments yields, made anew each time it is gone through: no list of T log T actions.
+
+    Raises:
+      ValueError: as of `actions`.
+    """
+
+    num_steps: int
+    branching: int
+    objective_steps: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        check_tree(self.num_steps, self.branching)
+        check_objective_steps(self.num_steps, self.objective_steps)
+
+    def __iter__(self) -> Iterator[Action]:
+        return actions(self.num_steps, self.branching, self.objective_steps)
+
+    def __len__(self) -> int:
+        found = work(self.num_steps, self.branching)
+        objectives = len(check_objective_steps(self.num_steps, self.objective_steps))
+        return found.transfers + found.step_calls + objectives + self.num_steps
+
+
+def held_after(order: Iterable[Action], done: int) -> list[int]:
     """The states on the stack after the first `done` actions, from its bottom up."""
     stack: list[int] = []
-    for action in order[:done]:
+    for action in islice(order, done):
         if action.name == "hold":
             stack.append(action.t)
         elif action.name == "take":
@@ -203,12 +230,14 @@ def plan(num_steps: int, costs: Costs, budget: Mapping[str, int]) -> Plan:
       The fastest plan that fits; of equally fast ones that with the fewest states, on the device if it may be.
 
     Raises:
-      ValueError: an unknown storage, a storage whose transfers were not measured, or a budget that no plan fits.
+      ValueError: num_steps < 1, an unknown storage, a storage whose transfers were not measured, or a budget that no
+        plan fits.
 
     Guarantees:
       Its counts are those of `work`; states_held * state_bytes is within the budget of its storage, and
       device_bytes within that of the device.
     """
+    check_tree(num_steps, 2)
     unknown = [name for name in budget if name not in STORAGES]
     if unknown or "device" not in budget:
         raise ValueError(f"budget: got {sorted(budget)}, expected device, and host and disk where they may be used")
@@ -267,15 +296,24 @@ def _branchings(num_steps: int) -> list[int]:
 def check_objective_steps(num_steps: int, objective_steps: Sequence[int]) -> tuple[int, ...]:
     """The steps after which an objective is taken, T alone if none are given; ValueError as of `actions`."""
     steps = tuple(objective_steps) or (num_steps,)
-    if steps != tuple(sorted(set(steps))) or steps[0] < 1 or steps[-1] != num_steps:
+    integers = all(_is_integer(t) for t in steps)
+    if not integers or steps != tuple(sorted(set(steps))) or steps[0] < 1 or steps[-1] != num_steps:
         expected = f"ascending steps from 1 to num_steps = {num_steps}, the last of them"
         raise ValueError(f"objective_steps: got {list(steps)}, expected {expected}")
-    return steps
+    return tuple(operator.index(t) for t in steps)
 
 
 def check_tree(num_steps: int, branching: int) -> None:
-    """Raise ValueError for less than one step or a branching below 2, which make no tree."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps: got {num_steps}, expected an integer >= 1")
-    if branching < 2:
-        raise ValueError(f"branching: got {branching}, expected an integer >= 2")
+    """Raise ValueError for less than one step or a branching below 2, which make no tree, and for no integers."""
+    for name, value, least in (("num_steps", num_steps, 1), ("branching", branching, 2)):
+        if not _is_integer(value) or value < least:
+            raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
+
+
+def _is_integer(value: object) -> bool:
+    """Whether Python counts with it: 3.0, as from a square root, would fail or go wrong far from where it came in."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True

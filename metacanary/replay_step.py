@@ -6,6 +6,7 @@ it got them (a data set, the data order). Only the former are copied, held and c
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,8 +41,9 @@ def prepare(
     step_fn: StepFn, objective_fn: ObjectiveFn, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree
 ) -> tuple[Problem, Leaves, PyTree]:
     """The problem, the leaves of s[0] that change, and what is fixed: metaparameters and the other leaves."""
-    initial = jax.tree.map(_strong, jax.jit(state)(metaparams) if callable(state) else state)
-    metaparams = jax.tree.map(_strong, metaparams)
+    # The initialiser gets the metaparameters as they are: Python numbers adapt their dtype to what they meet.
+    given, metaparams, from_metaparams = metaparams, as_arrays("metaparams", metaparams), is_initializer(state)
+    initial = _initial(state, given) if from_metaparams else as_arrays("state", state)
     for name, tree in (("state", initial), ("metaparams", metaparams)):
         if not jax.tree.leaves(split(tree)[0]):
             raise ValueError(f"{name}: got no floating-point leaf, expected at least one to differentiate by")
@@ -50,15 +52,37 @@ def prepare(
     _require_same_state(initial, traced.out_info)
     passed = _passed_through(traced.jaxpr.jaxpr)
     changes = tuple(passed[i] != i for i in range(len(leaves)))
-    problem = Problem(step_fn, objective_fn, structure, changes, callable(state))
+    problem = Problem(step_fn, objective_fn, structure, changes, from_metaparams)
     constants = [x for x, changed in zip(leaves, changes, strict=True) if not changed]
     carried = [x for x, changed in zip(leaves, changes, strict=True) if changed]
     return problem, carried, {"metaparams": metaparams, "constants": constants}
 
 
-def _strong(leaf: Any) -> jax.Array:
+def is_initializer(state: Any) -> bool:
+    """Whether a state is a function that returns it: what can be called and is no pytree, as Equinox's modules are."""
+    return callable(state) and jax.tree_util.all_leaves([state])
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial(init_fn: Callable[[PyTree], PyTree], metaparams: PyTree) -> PyTree:
+    """s[0] from the metaparameters, compiled once for each function."""
+    return as_arrays("state", init_fn(metaparams))
+
+
+def as_arrays(name: str, tree: PyTree) -> PyTree:
+    """The tree with arrays as leaves, each with a dtype of its own; ValueError names a leaf that is no number."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: _strong(name + jax.tree_util.keystr(path), x), tree)
+
+
+def _strong(name: str, leaf: Any) -> jax.Array:
     """A leaf as an array whose dtype is its own, which Python numbers' are not."""
-    array = jnp.asarray(leaf)
+    try:
+        if isinstance(leaf, str):  # which jnp.asarray would look up as the name of a dtype
+            raise TypeError
+        array = jnp.asarray(leaf)
+    except (TypeError, ValueError):
+        got = f"{type(leaf).__name__} {reprlib.repr(leaf)}"
+        raise ValueError(f"{name}: got {got}, expected an array or a number") from None
     is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return array if is_key else jax.lax.convert_element_type(array, array.dtype)
 
@@ -129,6 +153,10 @@ def objective(problem: Problem, carried: Leaves, fixed: PyTree) -> tuple[Any, An
         result = problem.objective_fn(end, merged["metaparams"])
         if not (isinstance(result, tuple) and len(result) == 2):
             raise ValueError("objective_fn: got no pair, expected it to return (scalar, aux), as in (value, ())")
+        if not is_float_scalar(result[0]):
+            raise ValueError(f"objective_fn: got {described(result[0])} as value, expected one floating-point scalar")
+        if not all(_abstract(leaf) for leaf in jax.tree.leaves(result[1])):
+            raise ValueError(f"objective_fn: got {described(result[1])} as aux, expected a pytree of arrays")
         return result
 
     (value, aux), (adjoint, gradient) = jax.value_and_grad(function, argnums=(0, 1), has_aux=True)(state_in, fixed_in)
@@ -203,7 +231,9 @@ def _words(leaf: jax.Array) -> jax.Array:
         leaf = leaf.astype(jnp.uint8)
     if jnp.iscomplexobj(leaf):
         leaf = jnp.stack([leaf.real, leaf.imag])
-    width = min(32, 8 * leaf.dtype.itemsize)
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    info: Any = jnp.finfo(leaf.dtype) if is_float else jnp.iinfo(leaf.dtype)
+    width = min(32, info.bits)  # 4 of int4, whose itemsize is a byte
     return jax.lax.bitcast_convert_type(leaf, f"uint{width}").astype(jnp.uint32).ravel()
 
 
@@ -228,6 +258,30 @@ def split(tree: PyTree) -> tuple[PyTree, PyTree]:
 def merge(first: PyTree, second: PyTree) -> PyTree:
     """The inverse of `split`."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda x: x is None)
+
+
+def is_float_scalar(value: Any) -> bool:
+    """Whether something can be differentiated: one floating-point number, and in no container."""
+    found = _abstract(value)
+    return found is not None and found.shape == () and bool(jnp.issubdtype(found.dtype, jnp.floating))
+
+
+def described(tree: PyTree) -> str:
+    """A tree with the dtype and shape of each leaf for an error, as in ('float32 [3]', None)."""
+
+    def one(leaf: Any) -> str:
+        found = _abstract(leaf)
+        return f"{found.dtype} {list(found.shape)}" if found else f"{type(leaf).__name__} {reprlib.repr(leaf)}"
+
+    return str(jax.tree.map(one, tree))
+
+
+def _abstract(leaf: Any) -> Any:
+    """Dtype and shape of what JAX computes with, None for anything else."""
+    try:
+        return jax.typeof(leaf)
+    except TypeError:
+        return None
 
 
 def is_finite(tree: PyTree) -> bool:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from metacanary import accounting, layer_gradients, models, steps, training_loop
+from metacanary import accounting, clipping, layer_gradients, models, steps, training_loop
 from metacanary.interruption import ShouldStop
 from metacanary.recipes import DPSGD, SGD
 from metacanary.runs import Pool
@@ -100,8 +100,8 @@ def train(
       Parameters by step.
 
     Raises:
-      ValueError: a snapshot beyond num_steps, a checkpoint of another recipe, model, start or seed, or of a private
-        recipe what `require_private` refuses; before the first step.
+      ValueError: a snapshot beyond num_steps, a checkpoint of another recipe, model, start, seed, data set, canaries or
+        coins, or of a private recipe what `require_private` refuses; before the first step.
       FloatingPointError: parameters that are not finite, with the first step after which they were not.
       Stopped: `should_stop` said so, and the checkpoint is written.
 
@@ -113,13 +113,16 @@ def train(
     if isinstance(recipe, DPSGD):
         require_private(recipe, model, pool, included)
     pixels, step = jnp.asarray(canary_images), compiled_step(recipe, model)
+    identity = {"recipe": repr(recipe), "model": repr(model), "seed": seed, "initial": training_loop.digest(initial)}
+    if checkpoint is not None:
+        identity |= training_loop.data_identity(pool, canary_images, included)
     return training_loop.follow(
         lambda state, t: step(state, pixels, t),
         initial_state(recipe, model, pool, included, seed=seed, initial=initial),
         num_steps=recipe.num_steps,
         snapshots=snapshots,
         released=partial(steps.released, recipe),
-        identity={"recipe": repr(recipe), "model": repr(model), "seed": seed, "initial": training_loop.digest(initial)},
+        identity=identity,
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
         on_step=on_step,
@@ -182,9 +185,13 @@ def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.nd
     Raises:
       ValueError: a model in which an example's logits depend on other examples, as with batch normalisation, or that
         keeps statistics of its inputs; noise, sampling and steps that spend more than `recipe.target`; a target delta
-        of 1 / N or more, which allows to publish one of N examples as it is.
+        of 1 / N or more, which allows to publish one of N examples as it is; thresholds that would follow noise.
     """
     require_independent(model, pool.images.shape[1:])
+    if recipe.clipping.name == "adaptive":
+        num_layers = len(clipping.trained_layers(recipe.trainable, model, pool.images.shape[1:]))
+        expected_batch = recipe.sampling_prob * (len(pool.images) + len(included) / 2)
+        clipping.require_counts(recipe, num_layers, expected_batch)
     if recipe.target is None:
         return
     num_examples, delta = int(pool.used(included).sum()), recipe.target.delta
@@ -232,13 +239,19 @@ def require_independent(model: nn.Module, image_shape: tuple[int, ...]) -> None:
     except ValueError:
         names = [""]  # Clipped example by example.
     run = jax.jit(partial(model.apply, capture_intermediates=True, mutable=["intermediates"]))
-    first, second = (
-        {"/".join(path[:-1]): y[0] for path, y in flatten_dict(run({"params": params}, images[rows])[1]).items()}
-        for rows in (jnp.array([0, 1]), jnp.array([0, 2]))
-    )
+
+    def outputs(batch: jax.Array) -> dict[str, np.ndarray]:
+        found = flatten_dict(run({"params": params}, batch)[1])
+        return {"/".join(path[1:-1]): np.asarray(y[0]) for path, y in found.items()}
+
+    def is_touched(before: np.ndarray, after: np.ndarray) -> bool:
+        return not np.allclose(before, after, rtol=1e-3, atol=1e-5)
+
+    # What is no number shows the least part of one image in another's output; a huge one, what comparisons hide.
+    before = outputs(images)
+    after = [(row, outputs(images.at[row].set(other))) for row in (0, 2) for other in (images[1], jnp.nan, 1e30)]
     for name in names:
-        place = "/".join(filter(None, ("intermediates", name)))
-        if not jnp.allclose(first[place][0], second[place][0], rtol=1e-3, atol=1e-5):
+        if any(is_touched(np.delete(before[name], row, 0), np.delete(y[name], row, 0)) for row, y in after):
             what = f"output of {name} for one image depends" if name else "logits of one image depend"
             raise ValueError(
                 f"model {type(model).__name__}: the {what} on the others of its batch, expected on it alone under "

@@ -21,6 +21,7 @@ import numpy as np
 
 from metacanary import store
 from metacanary.interruption import ShouldStop, Stopped
+from metacanary.runs import Pool
 
 PyTree = Any
 Params = Any
@@ -114,12 +115,21 @@ def carried(state: PyTree) -> dict[str, PyTree]:
     return {name: state[name] for name in ("params", "optimizer", "ema", "thresholds") if name in state}
 
 
-def digest(params: Params | None) -> str:
-    """What identifies parameters, or none."""
-    if params is None:
+def data_identity(pool: Pool, canary_images: np.ndarray, included: np.ndarray) -> dict[str, str]:
+    """What identifies the data of runs: one that is resumed on other coins would be audited by the wrong ones."""
+    return {
+        "images": digest([pool.images, canary_images]),
+        "labels": digest(pool.labels),
+        "included": digest(included),
+    }
+
+
+def digest(tree: PyTree | None) -> str:
+    """What identifies arrays, parameters for one, or none."""
+    if tree is None:
         return ""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
+    for leaf in jax.tree.leaves(tree):
         found.update(np.asarray(leaf).tobytes())
     return found.hexdigest()
 

@@ -89,18 +89,21 @@ def train_together(
             training.require_private(recipe, model, pool, own)
     starts = [None] * len(seeds) if initial is None else list(initial)
     pixels, step = jnp.asarray(canary_images), compiled_step(recipe, model)
+    identity = {
+        "recipe": repr(recipe),
+        "model": repr(model),
+        "seeds": seeds,
+        "initial": list(map(training_loop.digest, starts)),
+    }
+    if checkpoint is not None:
+        identity |= training_loop.data_identity(pool, canary_images, included)
     kept = training_loop.follow(
         lambda state, t: step(state, pixels, t),
         initial_state(recipe, model, pool, included, seeds=seeds, initial=starts),
         num_steps=recipe.num_steps,
         snapshots=snapshots,
         released=partial(steps.released, recipe),
-        identity={
-            "recipe": repr(recipe),
-            "model": repr(model),
-            "seeds": seeds,
-            "initial": list(map(training_loop.digest, starts)),
-        },
+        identity=identity,
         seeds=seeds,
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,

@@ -5,7 +5,10 @@ from pathlib import Path
 
 # Before jax is imported: the tests run in several processes, which share the cores and the GPU's memory.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_gpu_deterministic_ops=true --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
+)
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -15,6 +18,11 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets tests run a job's main block in a process in which JAX has begun to compute; a job's own has not."""
+    config.addinivalue_line("filterwarnings", "ignore:JAX has begun to compute without:RuntimeWarning")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,25 +1,30 @@
 """XLA's settings."""
 
 import os
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from metacanary import backend
 
 
-def test_configure_keeps_the_users_flags_last(monkeypatch):
+@pytest.fixture(autouse=True)
+def begun(monkeypatch):
+    """Says whether JAX has begun to compute, which depends on what ran before; here it has not, if not told so."""
+    monkeypatch.setattr(backend, "_has_begun", lambda: False)
+    return lambda: monkeypatch.setattr(backend, "_has_begun", lambda: True)
+
+
+def test_configure_keeps_the_users_flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
     monkeypatch.setenv("NPROC", "7")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")
     backend.configure(threads=1)
     flags = os.environ["XLA_FLAGS"].split()
-    assert flags == [
-        "--xla_gpu_deterministic_ops=true",
-        "--xla_cpu_multi_thread_eigen=false",
-        "--xla_gpu_deterministic_ops=false",
-    ]
+    assert flags == ["--xla_cpu_multi_thread_eigen=false", "--xla_gpu_deterministic_ops=false"]
     assert os.environ["NPROC"] == "1"
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
@@ -34,6 +39,78 @@ def test_configure_sets_threads_only_when_told_to(monkeypatch, threads):
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=true"
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     assert os.environ.get("NPROC") == (None if threads is None else "2")
+
+
+def unset(monkeypatch):
+    """Takes what `configure` sets out of the environment; what is set in a test is undone."""
+    for name in ("XLA_FLAGS", "NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def settings():
+    return {name: os.environ.get(name) for name in ("XLA_FLAGS", "NPROC", "XLA_PYTHON_CLIENT_PREALLOCATE")}
+
+
+def test_configure_twice_sets_each_flag_once(monkeypatch, begun):
+    """And the second time nothing, so that it may come when JAX has begun to compute."""
+    unset(monkeypatch)
+    monkeypatch.setenv("XLA_FLAGS", " --xla_dump_to=a  --xla_cpu_enable_fast_math=false")  # as somebody may type it
+    backend.configure()
+    backend.configure(threads=1)
+    once = settings()
+    assert once == {
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops=true "
+        "--xla_dump_to=a --xla_cpu_enable_fast_math=false",
+        "NPROC": "1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
+    begun()
+    with warnings.catch_warnings(action="error"):
+        backend.configure(threads=1)
+        backend.configure()
+    assert settings() == once
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "XLA_FLAGS='--xla_gpu_deterministic_ops=true' NPROC='2' XLA_PYTHON_CLIENT_PREALLOCATE='false': expected"),
+        ({"NPROC": "2", "XLA_PYTHON_CLIENT_PREALLOCATE": "true"}, "XLA_FLAGS='--xla_gpu_deterministic_ops=true':"),
+        (
+            {"NPROC": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "true", "XLA_FLAGS": "--xla_gpu_deterministic_ops=false"},
+            "NPROC='2': expected backend.configure() to be called before",
+        ),
+    ],
+)
+def test_configure_warns_if_it_comes_too_late(monkeypatch, begun, given, missing):
+    """And leaves the environment as XLA has read it."""
+    unset(monkeypatch)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    begun()
+    before = settings()
+    with pytest.warns(RuntimeWarning, match=re.escape(f"JAX has begun to compute without {missing}")):
+        backend.configure(threads=2)
+    assert settings() == before
+
+
+@pytest.mark.parametrize(("first", "warned"), [("", 0), ("import jax; ", 0), ("import jax; jax.devices(); ", 1)])
+def test_configure_sees_whether_jax_has_begun_to_compute(first, warned):
+    """In a process of its own."""
+    code = f"{first}from metacanary import backend; backend.configure(threads=1)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "NPROC"))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.count("RuntimeWarning: JAX has begun to compute without XLA_FLAGS=") == warned
+
+
+def test_tests_run_with_the_flags_that_configure_sets(root):
+    """Or the test of determinism on a GPU would run without the flag that it needs; configure finds nothing to add."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    code = "import conftest, os; given = os.environ['XLA_FLAGS']; from metacanary import backend; "
+    code += "backend.configure(threads=1); assert os.environ['XLA_FLAGS'] == given, os.environ['XLA_FLAGS']"
+    environment["PYTHONPATH"] = f"{root}{os.pathsep}{root / 'tests'}"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 # In a process of its own: how many programs it compiled, and the bits of what they computed.

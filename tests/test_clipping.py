@@ -314,6 +314,47 @@ def test_clipped_sum_by_layer_holds_no_gradients_of_examples(form):
     assert held(True) < 5 * size
 
 
+@pytest.mark.parametrize("form", ["flat", "layers"])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_clipped_sum_by_layer_makes_no_gradient_of_an_example_by_the_last_layer(form, copies):
+    """Small layers' gradients are kept while they are summed; of no example are there those of all layers."""
+    params, _, labels = start()
+    kernel = params["Dense_0"]["kernel"].shape
+    images, keep = jnp.ones((len(labels), copies, 4, 4, 1)), jnp.ones(len(labels), bool)
+    thresholds = dict.fromkeys(LAYERS, jnp.float32(1.0)) if form == "layers" else {}
+
+    def shapes(by_layer):
+        def total(p):
+            return clipping.clipped_sum(
+                CONVNET,
+                cross_entropy,
+                p,
+                {},
+                images,
+                labels,
+                keep,
+                clip_norm=1.0,
+                thresholds=thresholds,
+                by_layer=by_layer,
+            )
+
+        found = set()
+
+        def look(jaxpr):
+            for equation in jaxpr.eqns:
+                found.update(variable.aval.shape for variable in equation.outvars)
+                for value in jax.tree.leaves(list(equation.params.values())):
+                    inner = getattr(value, "jaxpr", value)
+                    if hasattr(inner, "eqns"):
+                        look(inner)
+
+        look(jax.make_jaxpr(total)(params).jaxpr)
+        return found
+
+    assert (len(labels), *kernel) in shapes(False)
+    assert not {(len(labels), *kernel), (len(labels), *kernel[::-1])} & shapes(True)
+
+
 class Wide(nn.Module):
     """One matrix of a million numbers."""
 
@@ -354,14 +395,17 @@ def test_start_thresholds_refuse_other_layers(thresholds):
     assert str(error.value).startswith(f"clipping.thresholds: {wrong} missing or unknown, expected a number for each")
 
 
-@pytest.mark.parametrize("allocation", ["shared", "equal"])
-@pytest.mark.parametrize("name", ["flat", "per_layer", "adaptive"])
+@pytest.mark.parametrize(
+    ("name", "allocation"),
+    [("flat", "shared"), *((name, how) for name in ("per_layer", "adaptive") for how in ("shared", "equal"))],
+)
 def test_noise_stddev_is_that_of_a_gaussian_mechanism(name, allocation):
     """Guarantee: the squared means over variances of one example add up to 1 / multiplier^2 at most, and reach it.
 
     Of its clipped gradients, and where thresholds adapt of its counts, a half each.
     """
-    recipe = DPSGD(**vars(RECIPE) | {"clipping": Clipping(name=name, allocation=allocation, budget=0.2)})
+    budget = {"budget": 0.2} if name == "adaptive" else {}
+    recipe = DPSGD(**vars(RECIPE) | {"clipping": Clipping(name=name, allocation=allocation, **budget)})
     params = start()[0]
     given = {} if name == "flat" else {layer: jnp.float32(0.3 * (k + 1)) for k, layer in enumerate(LAYERS)}
     stddev = clipping.noise_stddev(recipe, given, params)

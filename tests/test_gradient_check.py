@@ -1,5 +1,7 @@
 """The check of a user's own gradient passes where it is right and fails where a path is cut."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -51,6 +53,38 @@ def test_check_gradient_leaves_its_arguments_and_the_setting_alone():
     check_gradient(step, objective, begin, Z, 3)
     assert Z["target"].dtype == jnp.float32
     assert jnp.asarray(1.0).dtype == jnp.float32
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Model:
+    """A pytree that can be called, as Equinox's modules are."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(self.w * x)
+
+
+def test_check_gradient_takes_a_pytree_that_can_be_called_for_a_state():
+    found = check_gradient(
+        lambda model, z, t: Model(model.w + model(z)),
+        lambda model, z: (model(1.0).sum(), ()),
+        Model(jnp.array([0.1, 0.2])),
+        jnp.array([0.3, -0.4]),
+        5,
+    )
+    assert abs(found.difference) > 1e-3
+    assert found.relative_error < 1e-6
+
+
+def test_check_gradient_names_a_bad_argument():
+    with pytest.raises(ValueError, match=r"num_steps: got 12\.0, expected an integer >= 1"):
+        check_gradient(step, objective, begin, Z, 12.0)
+    with pytest.raises(ValueError, match=r"metaparams\['name'\]: got str 'a', expected an array or a number"):
+        check_gradient(step, objective, begin, Z | {"name": "a"}, 12)
+    with pytest.raises(ValueError, match=r"state\['name'\]: got str 'a', expected an array or a number"):
+        check_gradient(step, objective, begin(Z) | {"name": "a"}, Z, 12)
 
 
 def test_check_gradient_of_nothing_is_no_error():

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ import optax
 import pytest
 
 from metacanary import families, gradients, models, optimization, runs, steps
-from metacanary.metagradient import NotDeterministicError, measure, replay
+from metacanary.interruption import Stopped
+from metacanary.metagradient import LOOK_EVERY, NotDeterministicError, measure, replay
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import SGD, Schedule
 from metacanary.replay_schedule import plan, work
@@ -318,11 +320,73 @@ def test_replay_compiles_nothing_the_second_time():
 
 @pytest.mark.parametrize(
     ("num_steps", "branching", "message"),
-    [(0, 2, "num_steps: got 0"), (-1, 2, "num_steps: got -1"), (3, 1, "branching: got 1")],
+    [
+        (0, 2, "num_steps: got 0"),
+        (-1, 2, "num_steps: got -1"),
+        (3, 1, "branching: got 1"),
+        (3.0, 2, r"num_steps: got 3\.0, expected an integer >= 1"),
+        (30, 30**0.5, r"branching: got 5\.47\d*, expected an integer >= 2"),
+    ],
 )
 def test_replay_rejects_bad_numbers(num_steps, branching, message):
     with pytest.raises(ValueError, match=message):
         replay(toy_step, toy_objective, *toy(), num_steps, branching=branching)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Model:
+    """A pytree that can be called, as Equinox's modules are."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return jnp.tanh(self.w * x)
+
+
+def test_replay_takes_a_pytree_that_can_be_called_for_a_state():
+    """As a state and not as a function that makes one; s[0] does not depend on the metaparameters."""
+    step, objective = (lambda model, z, t: Model(model.w + model(z))), (lambda model, z: (model(1.0).sum(), ()))
+    state, z = Model(jnp.array([0.1, 0.2])), jnp.array([0.3, -0.4])
+    found = replay(step, objective, state, z, 5, branching=2)
+    assert relative_error(found.gradient, jax.grad(unrolled(step, objective, state, 5))(z)) < 1e-5
+    begun = replay(step, objective, lambda z: Model(z), z, 5, branching=2)
+    assert float(begun.value) != float(found.value)
+
+
+@pytest.mark.parametrize("storage", ["device", "host", "disk"])
+def test_replay_carries_numbers_of_four_bits(tmp_path, storage):
+    """In a leaf that changes, repeated, put away, and written to a checkpoint."""
+
+    def step(state, z, t):
+        return {"w": state["w"] * z + state["q"].astype(jnp.float32), "q": -state["q"]}
+
+    args = (step, lambda s, z: (s["w"], s["q"]), {"w": jnp.float32(1), "q": jnp.array(3, jnp.int4)}, jnp.float32(0.5))
+    keep = {"device": lambda: None, "host": Host, "disk": lambda: Disk(tmp_path / "spill")}[storage]()
+    expected = jax.grad(unrolled(*args[:3], 9))(args[3])
+    looks = iter([False] * 12 + [True])
+    options = {"branching": 2, "storage": keep, "checkpoint": tmp_path / "replay"}
+    with pytest.raises(Stopped):
+        replay(*args, 9, **options, should_stop=lambda: next(looks))
+    found = replay(*args, 9, **options)
+    assert float(found.gradient) == pytest.approx(float(expected), rel=1e-5)
+    assert (found.aux.dtype, int(found.aux)) == (jnp.int4, -3)
+
+
+@pytest.mark.parametrize("branching", [2, 1000])
+def test_replay_keeps_no_array_of_a_step(branching):
+    """Memory: checksums that have been looked at are numbers; a JAX array for each took 4 kB of the host."""
+    counts = []
+
+    def look(phase, t):
+        if t % 50 == 0:
+            counts.append(sum(x.dtype == jnp.uint32 for x in jax.live_arrays()))
+
+    one = jnp.float32(1)
+    look("before", 0)  # what other tests have left
+    replay(lambda s, z, t: s * z, lambda s, z: (s, ()), one, one, 1000, branching=branching, on_step=look)
+    assert len(counts) > 20
+    assert max(counts) <= counts[0] + LOOK_EVERY
 
 
 def test_replay_names_the_step_that_diverged():

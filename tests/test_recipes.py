@@ -97,6 +97,9 @@ def test_recipes_are_frozen_and_hashable(recipe):
         (DPSGD, "sampling_prob", 1.5),
         (DPSGD, "noise_multiplier", -0.1),
         (DPSGD, "noise_multiplier", float("nan")),
+        (DPSGD, "clip_norm", float("inf")),
+        *[(make, "momentum", value) for make in (SGD, DPSGD) for value in (-0.1, float("nan"))],
+        *[(SGD, "weight_decay", value) for value in (-0.1, float("inf"))],
     ],
 )
 def test_recipes_reject_by_key_and_value(make, key, value):
@@ -200,7 +203,35 @@ NAN, INF = float("nan"), float("inf")
         ],
         (
             lambda: Clipping(thresholds={"Dense_0": 1.0}),
-            "clipping.thresholds: got some, expected none for flat clipping",
+            "clipping.thresholds: got (('Dense_0', 1.0),), expected none: flat clipping has no use for it",
+        ),
+        (lambda: Clipping(allocation="equal"), "clipping.allocation: got equal, expected none: flat clipping has no"),
+        *[
+            (
+                lambda key=key, name=name: Clipping(name=name, **{key: 0.2}),
+                f"clipping.{key}: got 0.2, expected none: a threshold that does not adapt has no use for it",
+            )
+            for key in ("quantile", "learning_rate", "budget")
+            for name in ("flat", "per_layer")
+        ],
+        *[
+            (
+                lambda key=key: Schedule(**{key: 0.4}),
+                f"schedule.{key}: got 0.4, expected none: a constant schedule has no use for it",
+            )
+            for key in ("start", "peak_at", "end")
+        ],
+        *[
+            (lambda name=name: Optimizer(name=name), f"optimizer: got '{name}' with options {{}}, expected one that")
+            for name in ("lbfgs", "rprop")
+        ],
+        (
+            lambda: Optimizer(name="adam", options={"b1": "high"}),
+            "optimizer: got 'adam' with options {'b1': 'high'}, expected one that updates by a gradient",
+        ),
+        (
+            lambda: Optimizer(name="noisy_sgd"),
+            "optimizer.name: got 'noisy_sgd', expected one without noise: its own is in no accountant",
         ),
         *[
             (
@@ -233,6 +264,16 @@ def test_recipes_reject_what_does_not_fit_together(make, settings):
         make(**settings, optimizer=Optimizer(options={"momentum": 0.9}))
     with pytest.raises(ValueError, match="trainable: got 'first', expected one of all, last"):
         make(**settings, trainable="first")
+    with pytest.raises(ValueError, match="nesterov: got True, expected False without momentum, of which it is a form"):
+        make(**settings, nesterov=True)
+    for name in ("num_steps", "microbatch"):
+        with pytest.raises(ValueError, match=rf"{name}: got 2\.5, expected an integer"):
+            make(**settings | {name: 2.5})
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion", "lamb", "adafactor", "adagrad", "sign_sgd"])
+def test_optimizers_of_optax_are_accepted(name):
+    assert Optimizer(name=name).name == name
 
 
 @pytest.mark.parametrize(("make", "settings"), [(SGD, SGD_SETTINGS), (DPSGD, DPSGD_SETTINGS)], ids=["sgd", "dpsgd"])

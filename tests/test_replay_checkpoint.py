@@ -3,13 +3,15 @@
 import contextlib
 import itertools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from metacanary import store
 from metacanary.interruption import Stopped
-from metacanary.metagradient import replay
-from metacanary.replay_schedule import actions
+from metacanary.metagradient import NotDeterministicError, replay
+from metacanary.replay_schedule import Order, actions
 from metacanary.replay_storage import Disk
 
 
@@ -84,6 +86,47 @@ def test_replay_that_is_stopped_repeats_nothing(tmp_path, branching, objective_s
     assert again == calls
     assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
     assert (result.value, result.aux.tobytes()) == (expected.value, expected.aux.tobytes())
+
+
+@pytest.mark.parametrize("stops", [(31, 64, 65, 99, 160), (130, 131), (400, 401, 402)], ids=str)
+def test_replay_that_is_stopped_between_two_looks_knows_all_first_runs(tmp_path, stops):
+    """Of 150 steps, more than have their checksums on the device; repeated steps are compared with them afterwards."""
+    state, z = toy()
+    args, result, actions_done = (toy_step, toy_objective, state, z, 150), None, 0
+    expected = replay(*args, branching=2)
+
+    def stopping():
+        nonlocal actions_done
+        actions_done += 1
+        return actions_done in stops
+
+    for _ in range(len(stops) + 1):
+        with contextlib.suppress(Stopped):
+            result = replay(*args, branching=2, checkpoint=tmp_path, should_stop=stopping)
+    assert actions_done == len(Order(150, 2))
+    assert result.gradient["shift"].tobytes() == expected.gradient["shift"].tobytes()
+
+
+def test_replay_compares_with_first_runs_from_before_it_was_killed(tmp_path):
+    """Of another attempt, whose checksums the checkpoint holds; here the noise comes after it."""
+    noise, done = [0.0], 0
+
+    def step(state, z, t):
+        drawn = jax.pure_callback(lambda t: np.float32(noise[0]), jax.ShapeDtypeStruct((), jnp.float32), t)
+        return state * z + jax.lax.stop_gradient(drawn)
+
+    def stopping():
+        nonlocal done
+        done += 1
+        return done == 120  # all first runs are done, and some steps repeated
+
+    one = jnp.float32(1)
+    args = (step, lambda s, z: (s, ()), one, jnp.float32(0.9), 100)
+    with pytest.raises(Stopped):
+        replay(*args, branching=2, checkpoint=tmp_path, should_stop=stopping)
+    noise[0] = 1e-3
+    with pytest.raises(NotDeterministicError, match="of 100 gave other bits when it was repeated"):
+        replay(*args, branching=2, checkpoint=tmp_path)
 
 
 def test_replay_begins_anew_if_another_writer_deleted_a_state(tmp_path):

@@ -3,12 +3,15 @@
 import itertools
 import math
 import re
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from metacanary.replay_schedule import Costs, actions, held_after, plan, work
+from metacanary.replay_schedule import Costs, Order, actions, held_after, plan, work
 
 SIZES = [1, 2, 3, 7, 8, 64, 100, 999, 1000]
 COSTS = Costs(
@@ -125,7 +128,7 @@ def test_actions_take_an_earlier_objective_when_its_state_was_pulled(branching, 
     assert [action for i, action in enumerate(found) if i not in earlier] == plain
 
 
-@pytest.mark.parametrize("objective_steps", [(9, 4), (4, 4, 9), (0, 9), (4,), (4, 10), (-1, 9)])
+@pytest.mark.parametrize("objective_steps", [(9, 4), (4, 4, 9), (0, 9), (4,), (4, 10), (-1, 9), (4.5, 9), ("4", 9)])
 def test_actions_reject_objective_steps(objective_steps):
     expected = "expected ascending steps from 1 to num_steps = 9, the last of them"
     with pytest.raises(ValueError, match=f"objective_steps: got {re.escape(str([*objective_steps]))}, {expected}"):
@@ -138,6 +141,30 @@ def test_held_after_lists_the_stack():
     assert held_after(order, 6) == [0, 4]
     assert held_after(order, 13) == [0, 4, 6, 7]
     assert held_after(order, len(order)) == []
+
+
+@pytest.mark.parametrize("objective_steps", [(), (1, 4, -1)])
+@pytest.mark.parametrize("branching", [2, 3, 10, 1000])
+@pytest.mark.parametrize("num_steps", [8, 64, 999])
+def test_order_is_counted_without_being_listed(num_steps, branching, objective_steps):
+    """And may be gone through more than once."""
+    objective_steps = [t % (num_steps + 1) for t in objective_steps]
+    order = Order(num_steps, branching, objective_steps)
+    expected = list(actions(num_steps, branching, objective_steps))
+    assert list(order) == expected == list(order)
+    assert len(order) == len(expected)
+    assert held_after(order, 9) == held_after(expected, 9)
+
+
+def test_order_takes_no_memory_for_its_steps():
+    """A list of the 99,000 actions of 10,000 steps takes 8 MB; the tree's way to a leaf takes less than 100 kB."""
+    tracemalloc.start()
+    try:
+        for _ in Order(10_000, 2):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("budget", [2000, 2500, 6000, 21_000, 10**9])
@@ -220,9 +247,30 @@ def test_plan_prints_what_it_will_cost():
     )
 
 
-@pytest.mark.parametrize(("num_steps", "branching"), [(0, 2), (-1, 2), (3, 1)])
-def test_actions_and_work_refuse_bad_numbers(num_steps, branching):
-    message = f"num_steps: got {num_steps}" if num_steps < 1 else f"branching: got {branching}"
-    for function in (lambda *a: list(actions(*a)), work):
+@pytest.mark.parametrize(
+    ("num_steps", "branching", "message"),
+    [
+        (0, 2, "num_steps: got 0, expected an integer >= 1"),
+        (-1, 2, "num_steps: got -1, expected an integer >= 1"),
+        (3, 1, "branching: got 1, expected an integer >= 2"),
+        (3.0, 2, r"num_steps: got 3\.0, expected an integer >= 1"),
+        ("3", 2, "num_steps: got '3', expected an integer >= 1"),
+        (30, 30**0.5, r"branching: got 5\.477\d+, expected an integer >= 2"),
+        (30, jnp.float32(5), r"branching: got Array\(5.*\), expected an integer >= 2"),
+    ],
+)
+def test_actions_and_work_refuse_bad_numbers(num_steps, branching, message):
+    for function in (lambda *a: list(actions(*a)), work, Order):
         with pytest.raises(ValueError, match=message):
             function(num_steps, branching)
+
+
+@pytest.mark.parametrize("num_steps", [0, 3.0])
+def test_plan_refuses_bad_numbers(num_steps):
+    with pytest.raises(ValueError, match=f"num_steps: got {num_steps}, expected an integer >= 1"):
+        plan(num_steps, COSTS, {"device": 10**6})
+
+
+def test_numbers_may_be_of_numpy():
+    steps = np.array([4, 9])
+    assert list(actions(np.int64(9), np.int32(3), steps)) == list(actions(9, 3, (4, 9)))

@@ -1,5 +1,7 @@
 """The pieces of a replay: which leaves change, the checksum, what is differentiated by."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,97 @@ def test_prepare_refuses_a_step_of_another_structure():
         replay_step.prepare(lambda s, z, t: {"w": s["w"]}, objective, STATE, jnp.float32(1))
 
 
+@jax.tree_util.register_dataclass
+@dataclass
+class Model:
+    """A pytree that can be called, as Equinox's modules are."""
+
+    w: jax.Array
+
+    def __call__(self, x):
+        return self.w * x
+
+
+def test_prepare_takes_a_pytree_that_can_be_called_for_a_state():
+    def advance(model, z, t):
+        return Model(model.w + model(z))
+
+    def ends(model, z):
+        return model(z).sum(), ()
+
+    state = Model(jnp.ones(2))
+    problem, carried, _ = replay_step.prepare(advance, ends, state, jnp.float32(2))
+    assert not problem.from_metaparams
+    assert [x.tolist() for x in carried] == [[1.0, 1.0]]
+    for function in (lambda z: Model(z * jnp.ones(2)), jax.jit(lambda z: Model(z * jnp.ones(2))), Begin()):
+        problem, carried, _ = replay_step.prepare(advance, ends, function, jnp.float32(2))
+        assert problem.from_metaparams
+        assert [x.tolist() for x in carried] == [[2.0, 2.0]]
+
+
+class Begin:
+    """A function of the metaparameters that is an object, and no pytree."""
+
+    def __call__(self, z):
+        return Model(z * jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("state", "z", "message"),
+    [
+        ({"w": 1.0, "name": "mlp"}, 1.0, r"state\['name'\]: got str 'mlp', expected an array or a number"),
+        ({"w": [1.0, np.array(["a"])]}, 1.0, r"state\['w'\]\[1\]: got ndarray array\(\['a'\].*, expected an array"),
+        (
+            1.0,
+            {"z": 1.0, "kind": "x" * 99},
+            r"metaparams\['kind'\]: got str 'x+\.\.\.x+', expected an array or a number",
+        ),
+        (1.0, "float32", "metaparams: got str 'float32', expected an array or a number"),
+        (lambda z: {"w": z, "act": jnp.tanh}, 1.0, r"state\['act'\]: got .*, expected an array or a number"),
+        (lambda z: z, {"z": 1.0, "kind": "x"}, r"metaparams\['kind'\]: got str 'x', expected an array or a number"),
+    ],
+)
+def test_prepare_names_a_leaf_that_is_no_number(state, z, message):
+    with pytest.raises(ValueError, match=message):
+        replay_step.prepare(lambda s, z, t: s, lambda s, z: (1.0, ()), state, z)
+
+
+def test_prepare_leaves_plain_numbers_to_the_initialiser():
+    """Beside which bfloat16 stays bfloat16."""
+    begin = lambda z: {"w": z * jnp.ones(2, jnp.bfloat16)}  # noqa: E731
+    _, carried, fixed = replay_step.prepare(lambda s, z, t: {"w": s["w"] * 2}, objective, begin, 0.5)
+    assert (carried[0].dtype, fixed["metaparams"].dtype) == (jnp.bfloat16, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda w: (w, ()), r"objective_fn: got float32 \[2\] as value, expected one floating-point scalar"),
+        (lambda w: (w.sum() > 0, ()), r"objective_fn: got bool \[\] as value"),
+        (lambda w: (w.astype(int).sum(), ()), r"objective_fn: got int32 \[\] as value"),
+        (lambda w: ({"loss": w.sum()}, ()), r"objective_fn: got {'loss': 'float32 \[\]'} as value"),
+        (
+            lambda w: (w.sum(), {"w": w, "name": "a"}),
+            r"got {'name': \"str 'a'\", 'w': 'float32 \[2\]'} as aux, expected",
+        ),
+    ],
+    ids=["vector", "truth", "integer", "dict", "text beside it"],
+)
+def test_objective_refuses_what_is_no_number(returned, message):
+    problem, carried, fixed = replay_step.prepare(step, lambda s, z: returned(s["w"]), STATE, jnp.float32(1))
+    with pytest.raises(ValueError, match=message):
+        replay_step.objective(problem, carried, fixed)
+
+
+def test_objective_hands_on_any_aux():
+    """Numbers, keys, nothing; and a value that is a plain number."""
+    aux = {"n": 3, "x": 0.5, "key": jax.random.key(0), "none": None, "array": np.arange(2)}
+    problem, carried, fixed = replay_step.prepare(step, lambda s, z: (0.25, aux), STATE, jnp.float32(1))
+    value, found, _, _ = replay_step.objective(problem, carried, fixed)
+    assert float(value) == 0.25
+    assert (int(found["n"]), float(found["x"]), found["none"], found["array"].tolist()) == (3, 0.5, None, [0, 1])
+
+
 CHECKED = [
     jnp.arange(6.0).reshape(2, 3),
     jnp.arange(4, dtype=jnp.bfloat16),
@@ -81,6 +174,12 @@ def test_checksum_sees_exchanged_numbers_and_leaves():
     a, b = jnp.array([1.0, 2.0]), jnp.array([2.0, 1.0])
     sums = [int(replay_step.checksum(x)) for x in ([a, b], [b, a], [a, a], [b, b], [a], [])]
     assert len(set(sums)) == len(sums)
+
+
+@pytest.mark.parametrize("dtype", ["int2", "uint4", "int4", "float4_e2m1fn", "float8_e4m3fn"])
+def test_checksum_sees_numbers_of_less_than_a_word(dtype):
+    values = [jnp.array([a, b]).astype(dtype) for a in (0, 1) for b in (0, 1)]
+    assert len({int(replay_step.checksum([x])) for x in values}) == 4
 
 
 def test_checksum_of_float64_sees_both_words():

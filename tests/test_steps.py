@@ -437,7 +437,9 @@ def test_dpsgd_step_rescaled_to_unit_norm_is_divided_by_the_sensitivity(pool, pi
     [
         replace(SGD_RECIPE, momentum=0.9, weight_decay=0.1),
         replace(RECIPE, noise_multiplier=10.0),
-        replace(RECIPE, clipping=Clipping(name="adaptive"), optimizer=Optimizer(name="adam"), momentum=0.0),
+        replace(
+            RECIPE, clipping=Clipping(name="adaptive"), optimizer=Optimizer(name="adam"), momentum=0.0, nesterov=False
+        ),
     ],
     ids=["sgd", "dpsgd", "adaptive"],
 )

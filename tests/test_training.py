@@ -1,5 +1,6 @@
 """Training: SGD and DP-SGD against NumPy twins; what excluded canaries must not do; divergence; resuming."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary import dpsgd, models, training, training_loop
+from metacanary import dpsgd, models, steps, training, training_loop
 from metacanary.accounting import noise_multiplier
 from metacanary.interruption import Stopped
 from metacanary.recipes import DPSGD, EMA, SGD, Augmentation, Clipping, Optimizer, Schedule, Target
@@ -263,6 +264,25 @@ def test_train_refuses_the_checkpoint_of_another_run(pool, pixels, tmp_path):
         run(4)
 
 
+@pytest.mark.parametrize("changed", ["images", "labels", "canaries", "included"])
+def test_train_refuses_the_checkpoint_of_other_data(pool, pixels, changed, tmp_path):
+    """Above all of other coins: the audit would take in what the model was not trained on for what it was."""
+    options = {"seed": 3, "snapshots": [8], "checkpoint": tmp_path / "run.npz", "checkpoint_seconds": 0.0}
+    train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, **options)
+    other, canaries, included = pool, np.array(pixels), INCLUDED
+    if changed in ("images", "labels"):
+        array = np.array(getattr(pool, changed))
+        array.flat[0] += 1
+        other = replace(pool, **{changed: jnp.asarray(array)})
+    elif changed == "canaries":
+        canaries.flat[0] += 0.25
+    else:
+        included = INCLUDED[::-1]
+    name = "images" if changed == "canaries" else changed
+    with pytest.raises(ValueError, match=f"is of another {name}, expected"):
+        train(SGD_RECIPE, MODEL, other, canaries, included, **options)
+
+
 def test_train_writes_no_checkpoint_before_its_time(pool, pixels, tmp_path):
     checkpoint = tmp_path / "run.npz"
     train(SGD_RECIPE, MODEL, pool, pixels, INCLUDED, seed=3, snapshots=[8], checkpoint=checkpoint)
@@ -458,6 +478,33 @@ class Turned(nn.Module):
         return nn.Dense(NUM_CLASSES)(images.reshape(len(images), -1)[::-1])[::-1]
 
 
+class Leaking(nn.Module):
+    """Adds what little of an image the others see, by a way to mix them."""
+
+    mix: Callable[[jax.Array], jax.Array]
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(4)(images.reshape(len(images), -1))
+        return nn.Dense(NUM_CLASSES)(x + self.mix(x))
+
+
+LEAKS = {
+    "a little": lambda x: 1e-6 * x.mean(axis=0, keepdims=True),
+    "what is huge": lambda x: jnp.where(x > 50, 1e3, 0.0).sum(axis=0, keepdims=True),
+    "what came before": lambda x: 1e-6 * (jnp.cumsum(x, axis=0) - x),
+    "what comes after": lambda x: 1e-6 * (jnp.cumsum(x[::-1], axis=0)[::-1] - x),
+}
+
+
+@pytest.mark.parametrize("mix", list(LEAKS.values()), ids=list(LEAKS))
+def test_models_that_mix_examples_ever_so_little_are_refused(mix):
+    """No coefficient is so small that a bound on one example's influence would hold."""
+    training.require_independent(Leaking(jnp.zeros_like), (2, 2, 1))
+    with pytest.raises(ValueError, match="model Leaking: the logits of one image depend on the others"):
+        training.require_independent(Leaking(mix), (2, 2, 1))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -475,6 +522,32 @@ def test_train_refuses_models_that_mix_examples_under_dpsgd(pool, pixels, model,
         train(DPSGD_RECIPE, model, pool, pixels, INCLUDED, seed=3, snapshots=[8], on_step=finished.append)
     assert str(error.value).startswith(message)
     assert not finished
+
+
+def test_train_refuses_thresholds_that_would_follow_noise(pool, pixels):
+    """A share's noise is sigma sqrt(K) / (2 sqrt(budget)) over the batch that is expected, 0.4 (70 + 8 / 2) = 29.6."""
+    adaptive = replace(DPSGD_RECIPE, clipping=Clipping(name="adaptive", budget=0.01))
+    num_layers = len(training.clipping.trained_layers("all", MODEL, pool.images.shape[1:]))
+    widest = 29.6 * 2 * 0.1 / num_layers**0.5
+    training.require_private(replace(adaptive, noise_multiplier=0.99 * widest), MODEL, pool, INCLUDED)
+    with pytest.raises(
+        ValueError, match=r"clipping\.budget: got 0\.01, with which .* deviation 1\.01, expected at most 1"
+    ):
+        training.require_private(replace(adaptive, noise_multiplier=1.01 * widest), MODEL, pool, INCLUDED)
+
+
+@pytest.mark.parametrize("model", [MODEL, models.ConvNet(num_classes=NUM_CLASSES, widths=(2,))], ids=["linear", "conv"])
+def test_train_compiles_once_for_all_seeds_and_coins(pool, pixels, model, monkeypatch):
+    """Poisson samples of other sizes are padded to the same shape."""
+    recipe = replace(DPSGD_RECIPE, learning_rate=0.0625)  # no other test's
+    traced, microbatch_sum = [], steps.microbatch_sum
+    monkeypatch.setattr(steps, "microbatch_sum", lambda *args: traced.append(args) or microbatch_sum(*args))
+    counts = []
+    for seed in (3, 4, 5):
+        train(recipe, model, pool, pixels, np.roll(INCLUDED, seed), seed=seed, snapshots=[8])
+        counts.append(len(traced))
+    assert counts[0] > 0
+    assert counts[1:] == counts[:1] * 2
 
 
 TARGET = Target(epsilon=2.0, delta=1e-5)

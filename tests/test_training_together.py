@@ -177,6 +177,8 @@ def test_train_together_refuses_the_checkpoint_of_other_runs(pool, pixels, tmp_p
         run(SEEDS, initial=starts(MODEL, pool, jnp.float32))
     with pytest.raises(ValueError, match="is of another recipe, expected"):
         run(SEEDS, replace(SGD_RECIPE, learning_rate=0.2))
+    with pytest.raises(ValueError, match="is of another included, expected"):
+        train_together(SGD_RECIPE, MODEL, pool, pixels, COINS[::-1], seeds=SEEDS, **options)
 
 
 @RECIPES
@@ -186,7 +188,7 @@ def test_train_together_names_the_run_that_diverged(pool, pixels, recipe):
     given = starts(MODEL, pool, jnp.float32)
     with pytest.raises(FloatingPointError) as alone:
         in_series(recipe, MODEL, pool, pixels, snapshots=[8], initial=given)
-    calm = replace(recipe, momentum=0.0)
+    calm = replace(recipe, momentum=0.0, nesterov=False)
     huge = [given[0], jax.tree.map(lambda x: x + 1e38, given[1]), given[2]]
     with pytest.raises(FloatingPointError) as together:
         train_together(calm, MODEL, pool, pixels, COINS, seeds=SEEDS, snapshots=[8], initial=huge)

@@ -130,13 +130,7 @@ class Measure:
             step = training_together.compiled_step(chosen, model)
         else:
             state = training.initial_state(chosen, model, pool, coins, seed=0)
-            function = training.step_function(chosen, model)
-
-            def changed(state: Any, pixels: jax.Array, t: np.integer) -> dict[str, Any]:
-                after = function(state, pixels, t)
-                return {name: after[name] for name in ("params", "optimizer")}
-
-            step = jax.jit(changed)
+            step = training.compiled_step(chosen, model)
         seconds = []
         for t in range(self._steps + 1):
             began = time.perf_counter()

@@ -28,7 +28,7 @@ from metacanary.interruption import Stopped
 NUMERICAL = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 # Errors whose text says what is wrong with the inputs or the numbers; where they were raised stands in the log.
-EXPLAINED = (ValueError, FloatingPointError, FileNotFoundError)
+EXPLAINED = (ValueError, ArithmeticError, FileNotFoundError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
