@@ -97,7 +97,7 @@ test-all: setup  ## all tests that this machine can run
 
 # FULL=wrn16_4_eps8 for those whose name has it in it.
 test-full: setup  ## two updates of each large private training as configured: minutes on a GPU, hours on a CPU
-	XLA_FLAGS= $(BIN)/python -m pytest -s -m full -k "$(FULL)" tests/test_full_size.py
+	XLA_FLAGS=--xla_gpu_deterministic_ops=true $(BIN)/python -m pytest -s -m full -k "$(FULL)" tests/test_full_size.py
 
 # Everything that goes wrong on a cluster, on a real one on this machine; SLURM_TESTS="slurm and not slow" takes less long.
 SLURM_TESTS ?= slurm

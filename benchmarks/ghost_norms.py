@@ -3,7 +3,7 @@
     python -m benchmarks.ghost_norms
 
 For each distinct convolution of a network: seconds of both ways for one microbatch, compiled, in turns; and which of
-them `layer_gradients.Convolution` takes, by counting multiplications. Both ways must agree.
+them `layer_forms.Convolution` takes, by counting multiplications. Both ways must agree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.markdown import markdown
 from benchmarks.measure import processor
 from benchmarks.step_vjp import fastest
-from metacanary import backend, layer_gradients, models, store
+from metacanary import backend, layer_forms, layer_gradients, models, store
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ghost_norms.csv"
 SEED = 0
@@ -37,7 +37,7 @@ SETTINGS: list[tuple[str, dict[str, Any], tuple[int, int, int]]] = [
 
 
 @dataclass(frozen=True)
-class Forced(layer_gradients.Convolution):
+class Forced(layer_forms.Convolution):
     """A convolution whose norms are made in one way, whatever is cheaper."""
 
     ghost: bool = False
@@ -57,11 +57,11 @@ def convolutions(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> 
     return [
         (path, layer, (taken.params[path], taken.inputs[path], taken.derivatives[path]))
         for path, layer in taken.layers.items()
-        if type(layer) is layer_gradients.Convolution
+        if type(layer) is layer_forms.Convolution
     ]
 
 
-def ways(layer: layer_gradients.Convolution, arguments: tuple[Any, ...]) -> list[Callable[[], jax.Array]]:
+def ways(layer: layer_forms.Convolution, arguments: tuple[Any, ...]) -> list[Callable[[], jax.Array]]:
     """Both ways to the squared norms, compiled, from the gradients first."""
     built = []
     for ghost in (False, True):

@@ -133,16 +133,13 @@ def require_counts(recipe: DPSGD, num_layers: int, expected_batch: float) -> Non
     """Refuse thresholds that would follow noise alone.
 
     Args:
-      recipe: Any.
+      recipe: Its clipping is "adaptive".
       num_layers: K, of those that are trained.
       expected_batch: As of `next_thresholds`.
 
     Raises:
-      ValueError: Thresholds adapt, and the noise on a share of norms, a number in [0, 1], has a standard deviation
-        above 1.
+      ValueError: The noise on a share of norms, a number in [0, 1], has a standard deviation above 1.
     """
-    if recipe.clipping.name != "adaptive":
-        return
     noise = recipe.clipping.count_noise(recipe.noise_multiplier, num_layers) / expected_batch
     if noise > 1:
         raise ValueError(

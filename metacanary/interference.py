@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metacanary import layer_gradients
+from metacanary import layer_forms, layer_gradients
 from metacanary.layer_gradients import Params
 from metacanary.objectives import logit_margin
 
@@ -54,7 +54,7 @@ def interference(model: nn.Module, params: Params, images: jax.Array, labels: ja
 
     taken = layer_gradients.take_apart(model, params, images[:, None], minus_margins, only=[name])
     inputs, derivatives = taken.inputs[name], taken.derivatives[name]
-    if not isinstance(layers[name], layer_gradients.Dense) or inputs.ndim != 3:
+    if not isinstance(layers[name], layer_forms.Dense) or inputs.ndim != 3:
         raise ValueError(f"model: got {name or type(model).__name__} as its last layer, expected a Dense on vectors")
     of_inputs = inputs[:, 0] @ inputs[:, 0].T + (1.0 if "bias" in taken.params[name] else 0.0)
     squares = jnp.square(of_inputs * (derivatives[:, 0] @ derivatives[:, 0].T))

@@ -15,11 +15,11 @@ Nothing here computes: the order is a plain iteration over actions, which `metag
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
+from numbers import Integral
 from typing import NamedTuple
 
 
@@ -296,24 +296,15 @@ def _branchings(num_steps: int) -> list[int]:
 def check_objective_steps(num_steps: int, objective_steps: Sequence[int]) -> tuple[int, ...]:
     """The steps after which an objective is taken, T alone if none are given; ValueError as of `actions`."""
     steps = tuple(objective_steps) or (num_steps,)
-    integers = all(_is_integer(t) for t in steps)
+    integers = all(isinstance(t, Integral) for t in steps)
     if not integers or steps != tuple(sorted(set(steps))) or steps[0] < 1 or steps[-1] != num_steps:
         expected = f"ascending steps from 1 to num_steps = {num_steps}, the last of them"
         raise ValueError(f"objective_steps: got {list(steps)}, expected {expected}")
-    return tuple(operator.index(t) for t in steps)
+    return tuple(map(int, steps))
 
 
 def check_tree(num_steps: int, branching: int) -> None:
     """Raise ValueError for less than one step or a branching below 2, which make no tree, and for no integers."""
     for name, value, least in (("num_steps", num_steps, 1), ("branching", branching, 2)):
-        if not _is_integer(value) or value < least:
+        if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an integer >= {least}")
-
-
-def _is_integer(value: object) -> bool:
-    """Whether Python counts with it: 3.0, as from a square root, would fail or go wrong far from where it came in."""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True

@@ -134,7 +134,7 @@ def private_update(
     noisy = dpsgd.add_noise(key, total, clipping.noise_stddev(recipe, thresholds, total))
     # r + m / 2 examples are expected, whatever the coins: a divisor that depends on them would not be accounted.
     num_others = len(state["images"])
-    expected_batch = recipe.sampling_prob * (num_others + (len(state["labels"]) - num_others) / 2)
+    expected_batch = recipe.expected_batch(num_others, len(state["labels"]) - num_others)
     unit = clipping.sensitivity(recipe.clip_norm, thresholds) if recipe.rescale_to_unit_norm else 1.0
     divisor = expected_batch * unit
     after = _updated(recipe, model, state, jax.tree.map(lambda g: g / divisor, noisy), t)

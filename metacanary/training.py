@@ -190,8 +190,7 @@ def require_private(recipe: DPSGD, model: nn.Module, pool: Pool, included: np.nd
     require_independent(model, pool.images.shape[1:])
     if recipe.clipping.name == "adaptive":
         num_layers = len(clipping.trained_layers(recipe.trainable, model, pool.images.shape[1:]))
-        expected_batch = recipe.sampling_prob * (len(pool.images) + len(included) / 2)
-        clipping.require_counts(recipe, num_layers, expected_batch)
+        clipping.require_counts(recipe, num_layers, recipe.expected_batch(len(pool.images), len(included)))
     if recipe.target is None:
         return
     num_examples, delta = int(pool.used(included).sum()), recipe.target.delta

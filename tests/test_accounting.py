@@ -281,6 +281,20 @@ def test_cross_checked_epsilon_lets_large_epsilons_pass(sigma, sampling_prob, nu
     assert cross_checked_epsilon(**options) == epsilon(**options) > accounting.LARGE_EPSILON
 
 
+@pytest.mark.slow
+def test_cross_checked_epsilon_lets_mechanisms_drawn_at_random_pass():
+    """Up to epsilon 1,000, beyond which PLD's numerics may end in inf."""
+    rng, found = np.random.default_rng(1), []
+    while len(found) < 60:
+        options = {"noise_multiplier": math.exp(rng.uniform(math.log(0.5), math.log(20)))}
+        options["sampling_prob"] = math.exp(rng.uniform(math.log(1e-3), 0))
+        options |= {"num_steps": int(math.exp(rng.uniform(0, math.log(10_000)))), "delta": 10 ** rng.uniform(-7, -3)}
+        if epsilon(**options, accountant="rdp") < 1000:
+            found.append(cross_checked_epsilon(**options))
+    assert min(found) < 1
+    assert max(found) > 50
+
+
 def test_cross_checked_epsilon_without_noise_is_infinite():
     assert cross_checked_epsilon(noise_multiplier=0.0, **DIGITS) == math.inf
 

@@ -1,11 +1,10 @@
 """The check of a user's own gradient passes where it is right and fails where a path is cut."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from test_metagradient import Model
 
 from metacanary.gradient_check import check_gradient
 
@@ -53,17 +52,6 @@ def test_check_gradient_leaves_its_arguments_and_the_setting_alone():
     check_gradient(step, objective, begin, Z, 3)
     assert Z["target"].dtype == jnp.float32
     assert jnp.asarray(1.0).dtype == jnp.float32
-
-
-@jax.tree_util.register_dataclass
-@dataclass
-class Model:
-    """A pytree that can be called, as Equinox's modules are."""
-
-    w: jax.Array
-
-    def __call__(self, x):
-        return jnp.tanh(self.w * x)
 
 
 def test_check_gradient_takes_a_pytree_that_can_be_called_for_a_state():
