@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from metacanary import models
+from metacanary import model_layers
 
 PyTree = Any
 Params = Any
@@ -89,7 +89,7 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """`models.Conv3x3`: derivatives by the outputs times patches of the inputs; raw kernels are [features, patch].
+    """`model_layers.Conv3x3`: derivatives by outputs times patches of inputs; raw kernels are [features, patch].
 
     Where the picture has few pixels beside its channels the norm is that of two Gram matrices (the ghost norm), and no
     gradient is made at all.
@@ -140,7 +140,7 @@ class Convolution(Layer):
 
 @dataclass(frozen=True)
 class StandardisedConvolution(Convolution):
-    """`models.WeightStandardisedConv`; raw is the gradient by the standardised kernel.
+    """`model_layers.WeightStandardisedConv`; raw is the gradient by the standardised kernel.
 
     The gradient by the kernel itself is, filter by filter, the raw one without its mean and without its part along the
     standardised filter, scaled: so its norm needs no second array of the kernel's size for each example. The parts are
@@ -152,16 +152,16 @@ class StandardisedConvolution(Convolution):
         mean, total = (partial(f, axis=1, keepdims=True) for f in (jnp.mean, jnp.sum))
         centred = kernel - mean(kernel)
         squares = total(jnp.square(centred))
-        scale = jax.lax.rsqrt(jnp.maximum(squares, models.LEAST_SQUARE))
+        scale = jax.lax.rsqrt(jnp.maximum(squares, model_layers.LEAST_SQUARE))
         unit = centred * scale
         along = total(g * unit)
         # Where the clamp holds the scale does not depend on the kernel, and nothing is taken out.
-        rest = g - mean(g) - jnp.where(squares > models.LEAST_SQUARE, along, 0.0) * unit
+        rest = g - mean(g) - jnp.where(squares > model_layers.LEAST_SQUARE, along, 0.0) * unit
         by_kernel = jnp.sum(jnp.square(params["gain"][:, None] * scale * rest))
         return by_kernel + jnp.sum(jnp.square(along)) + jnp.sum(jnp.square(raw["bias"]))
 
     def pull_back(self, params: Params, raw: Raw) -> Params:
-        _, pull = jax.vjp(models.standardise, params["kernel"], params["gain"])
+        _, pull = jax.vjp(model_layers.standardise, params["kernel"], params["gain"])
         by_kernel, by_gain = pull(super().pull_back(params, raw)["kernel"])
         return {"kernel": by_kernel, "gain": by_gain, "bias": raw["bias"]}
 
@@ -174,9 +174,9 @@ def layer_of(module: nn.Module) -> Layer:
     """What is known of a module: its gradients' form, or that of any module."""
     if type(module) is nn.Dense:
         return Dense(module)
-    if type(module) is models.Conv3x3:
+    if type(module) is model_layers.Conv3x3:
         return Convolution(module)
-    if type(module) is models.WeightStandardisedConv:
+    if type(module) is model_layers.WeightStandardisedConv:
         return StandardisedConvolution(module, size=module.kernel_size, stride=module.stride)
     return Layer(module)
 

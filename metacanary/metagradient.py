@@ -120,6 +120,7 @@ def replay(
       Exact: the gradient equals that of plain reverse-mode differentiation through all steps, up to rounding. Its
       bits depend neither on branching nor on storage.
       Memory and work: those of `replay_schedule.work`; one VJP a step. Of each step the host keeps a checksum, 4 bytes.
+      On a CPU one call is computed at a time, so that no two have their temporaries at once.
       Deterministic: what a repeated step returns is compared with what its first run returned by
       `replay_step.checksum`, which misses a difference with a chance of about 2**-32.
       Resume: a replay that was killed and is called again with the same arguments, JAX version and XLA_FLAGS on the
@@ -237,6 +238,8 @@ class _Run:
         self.checksums = np.zeros(num_steps, np.uint32)  # of those; an array of JAX's for each takes kilobytes
         self._unseen: list[tuple[int, jax.Array]] = []  # the newest checksums, in the order in which they are computed
         self._notify = on_step or (lambda phase, t: None)
+        # Calls that overlap need temporaries each: on a CPU, whose calls overlap only in memory, twice what is planned.
+        self._wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda arrays: None
 
     def hold(self, t: int) -> None:
         self.storage.hold(t, self.current)
@@ -249,6 +252,7 @@ class _Run:
 
     def step(self, t: int) -> None:
         self.current, checksum = replay_step.step(self.problem, self.current, self.fixed, np.int32(t))
+        self._wait(self.current)
         self._unseen.append((t, checksum))
         if len(self._unseen) >= LOOK_EVERY:
             self.require_deterministic(LOOK_EVERY // 2)
@@ -272,6 +276,7 @@ class _Run:
         self.adjoint, self.gradient = replay_step.step_vjp(
             self.problem, self.current, self.fixed, np.int32(t), self.adjoint, self.gradient
         )
+        self._wait(self.adjoint)
         self._notify("backward", t)
 
     def position(self) -> dict[str, Any]:
@@ -304,11 +309,11 @@ class _Run:
     def _first_non_finite(self, taken_after: int) -> str:
         """Run again from the start to name the step at which the state stopped being finite."""
         state = self.storage.copy(0)
-        if not replay_step.is_finite((state, self.fixed)):
+        if not replay_step.is_finite((self.problem.layout.unpack(state), self.fixed)):
             return "the objective is not finite, and neither are the initial state and the metaparameters"
         for t in range(taken_after):
             state, _ = replay_step.step(self.problem, state, self.fixed, np.int32(t))
-            if not replay_step.is_finite(state):
+            if not replay_step.is_finite(self.problem.layout.unpack(state)):
                 return f"training state is not finite after step {t} of {self.num_steps}: lower the learning rate"
         after = "all" if taken_after == self.num_steps else f"{taken_after} of"
         return f"the objective is not finite although the state after {after} {self.num_steps} steps is"

@@ -19,116 +19,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from metacanary.model_layers import (
+    ACTIVATIONS,
+    POOLS,
+    Conv3x3,
+    GroupNorm,
+    WeightStandardisedConv,
+    activate,
+    normalise,
+)
+
 Params = Any
 
 FINAL_POOLS = ("average", "logsumexp", "max")
-LEAST_SQUARE = 1e-4
-"""A filter's squared norm below which standardising leaves it short."""
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "gelu": nn.gelu, "celu": nn.celu}
-
-
-class Conv3x3(nn.Module):
-    """A 3x3 convolution with "same" padding, written as nine shifted slices and one matrix product.
-
-    On CPUs the per-example gradient and the VJP of the gradient of this form are two to three times faster
-    than those of `lax.conv`; with `as_matmul=False` it is `flax.linen.Conv` (what a GPU's kernels are made for).
-    """
-
-    features: int
-    use_bias: bool = True
-    as_matmul: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(in_axis=(0, 1, 2)), shape, jnp.float32)
-        y = convolve(x, kernel, as_matmul=self.as_matmul)
-        if not self.use_bias:
-            return y
-        return y + by_channel(self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32))
-
-
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int = 1, as_matmul: bool) -> jax.Array:
-    """Convolve [b, h, w, c] with a square kernel [k, k, c, f] under "same" padding."""
-    if not as_matmul or stride != 1:
-        dims = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=dims)
-    size, _, channels, features = kernel.shape
-    half, (height, width) = size // 2, x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-    shifts = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return jnp.concatenate(shifts, axis=-1) @ kernel.reshape(size * size * channels, features)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation (arXiv 1803.08494), with flax's parameters and epsilon and, up to rounding, its results.
-
-    Written so that its second derivatives are fast on CPUs: the mean and variance of each group are sums over the
-    picture and one product with a matrix that averages within groups, instead of reshapes of the whole feature map.
-    """
-
-    num_groups: int
-    epsilon: float = 1e-6
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        _, height, width, channels = x.shape
-        size, rest = divmod(channels, self.num_groups)
-        if rest:
-            raise ValueError(f"groups: got {self.num_groups}, expected a divisor of the {channels} channels")
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        same_group = jnp.kron(jnp.eye(self.num_groups, dtype=x.dtype), jnp.ones((size, size), x.dtype))
-
-        def average(y: jax.Array) -> jax.Array:
-            total = jnp.matmul(y.sum(axis=(1, 2)), same_group, precision=jax.lax.Precision.HIGHEST)
-            return (total / (height * width * size))[:, None, None, :]
-
-        centred = x - average(x)
-        factor = jax.lax.rsqrt(average(jnp.square(centred)) + self.epsilon) * by_channel(scale)
-        return centred * factor + by_channel(bias)
-
-
-def average_pool(x: jax.Array) -> jax.Array:
-    """Halve height and width by averaging 2x2 squares; an odd last row or column is dropped."""
-    return _squares(x).mean(axis=(2, 4))
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Halve height and width by the largest value of 2x2 squares; an odd last row or column is dropped.
-
-    Its derivative is shared evenly by values that are equally large. Written as `average_pool` is: the gradient and
-    the VJP of the gradient of `lax.reduce_window` take about three times as long on CPUs.
-    """
-    return _squares(x).max(axis=(2, 4))
-
-
-def _squares(x: jax.Array) -> jax.Array:
-    """Cut [b, h, w, c] into 2x2 squares, [b, h // 2, 2, w // 2, 2, c]."""
-    b, h, w, c = x.shape
-    if min(h, w) < 2:
-        raise ValueError(f"image size: got a {h}x{w} feature map to halve, expected larger images or fewer layers")
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
-
-
-POOLS: dict[str, Callable[[jax.Array], jax.Array]] = {"average": average_pool, "max": max_pool}
-
-
-def activate(x: jax.Array, activation: str, group_norm: int, norm_after_activation: bool) -> jax.Array:
-    """An activation with GroupNorm before or after it, or without if `group_norm` is 0; within a compact module."""
-    act, norm = ACTIVATIONS[activation], GroupNorm(group_norm) if group_norm else lambda y: y
-    return norm(act(x)) if norm_after_activation else act(norm(x))
-
-
-def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Pixels in [0, 1] to zero mean and unit deviation by channel."""
-    return (x - by_channel(jnp.asarray(mean, x.dtype))) / by_channel(jnp.asarray(std, x.dtype))
-
-
-def by_channel(vector: jax.Array) -> jax.Array:
-    """A vector over channels as [1, 1, 1, c]; ranks are never promoted silently."""
-    return vector.reshape(1, 1, 1, -1)
 
 
 class ConvNet(nn.Module):
@@ -136,7 +39,7 @@ class ConvNet(nn.Module):
 
     Average pooling, a smooth activation and scaled-down logits are what makes training metasmooth
     (arXiv 2503.13751, Section 3). `group_norm` > 0 puts a GroupNorm of so many groups before each activation, or
-    with `norm_after_activation` behind it; `pool` is a name of POOLS.
+    with `norm_after_activation` behind it; `pool` is a name of `model_layers.POOLS`.
     """
 
     num_classes: int
@@ -166,8 +69,8 @@ class ResNet9(nn.Module):
     Base widths 64, 128, 256, 512 are multiplied by `width`. GroupNorm stands in for batch normalisation.
     # Deviation: the paper's normalisation is not known to us; GroupNorm keeps each example's output its own.
     Each change that made it smooth can be undone: `group_norm` 0 takes the normalisations out (convolutions then have a
-    bias), `norm_after_activation` moves them; `pool` halves the maps, a name of POOLS; `final_pool` is the last
-    pooling, "average", "logsumexp" (at temperature 0.1) or "max".
+    bias), `norm_after_activation` moves them; `pool` halves the maps, a name of `model_layers.POOLS`; `final_pool` is
+    the last pooling, "average", "logsumexp" (at temperature 0.1) or "max".
     """
 
     num_classes: int
@@ -205,30 +108,6 @@ class ResNet9(nn.Module):
         if self.final_pool == "max":
             return x.max(axis=(1, 2))
         return 0.1 * (jax.nn.logsumexp(x / 0.1, axis=(1, 2)) - jnp.log(x.shape[1] * x.shape[2]))
-
-
-class WeightStandardisedConv(nn.Module):
-    """A convolution whose kernel has zero mean and unit variance over its fan-in, times a learnt gain."""
-
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(in_axis=(0, 1, 2)), shape, jnp.float32)
-        gain = self.param("gain", nn.initializers.ones, (self.features,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        kernel = standardise(kernel, gain)
-        return convolve(x, kernel, stride=self.stride, as_matmul=False) + by_channel(bias)
-
-
-def standardise(kernel: jax.Array, gain: jax.Array) -> jax.Array:
-    """A kernel [k, k, c, f] with zero mean and, up to tiny kernels, unit norm over its fan-in, times the gain [f]."""
-    mean, variance = (f(kernel, axis=(0, 1, 2), keepdims=True) for f in (jnp.mean, jnp.var))
-    fan_in = kernel.size // kernel.shape[-1]
-    return (kernel - mean) * by_channel(gain) * jax.lax.rsqrt(jnp.maximum(variance * fan_in, LEAST_SQUARE))
 
 
 class WideResNet(nn.Module):

@@ -1,7 +1,7 @@
 """The compiled pieces of a replay: a step with the checksum of its result, its pull-back, the objective.
 
 A state is handled as two lists of leaves: those that change from step to step, and constants, which the step returns as
-it got them (a data set, the data order). Only the former are copied, held and compared.
+it got them (a data set, the data order). Only the former are copied, held and compared, packed by `replay_layout`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
+from metacanary.replay_layout import Layout
 from metacanary.replay_storage import Leaves
 
 PyTree = Any
@@ -28,6 +29,7 @@ class Problem(NamedTuple):
     Attributes:
       changes: by leaf of the state, whether the step may return another than it got; the others are constants.
       from_metaparams: whether s[0] depends on the metaparameters, so that constants are differentiated by as well.
+      layout: of the leaves that change, packed as they are held.
     """
 
     step_fn: StepFn
@@ -35,12 +37,13 @@ class Problem(NamedTuple):
     structure: Any
     changes: tuple[bool, ...]
     from_metaparams: bool
+    layout: Layout
 
 
 def prepare(
     step_fn: StepFn, objective_fn: ObjectiveFn, state: PyTree | Callable[[PyTree], PyTree], metaparams: PyTree
 ) -> tuple[Problem, Leaves, PyTree]:
-    """The problem, the leaves of s[0] that change, and what is fixed: metaparameters and the other leaves."""
+    """The problem, the leaves of s[0] that change, packed, and what is fixed: metaparameters and the other leaves."""
     # The initialiser gets the metaparameters as they are: Python numbers adapt their dtype to what they meet.
     given, metaparams, from_metaparams = metaparams, as_arrays("metaparams", metaparams), is_initializer(state)
     initial = _initial(state, given) if from_metaparams else as_arrays("state", state)
@@ -52,10 +55,11 @@ def prepare(
     _require_same_state(initial, traced.out_info)
     passed = _passed_through(traced.jaxpr.jaxpr)
     changes = tuple(passed[i] != i for i in range(len(leaves)))
-    problem = Problem(step_fn, objective_fn, structure, changes, from_metaparams)
     constants = [x for x, changed in zip(leaves, changes, strict=True) if not changed]
     carried = [x for x, changed in zip(leaves, changes, strict=True) if changed]
-    return problem, carried, {"metaparams": metaparams, "constants": constants}
+    layout = Layout.of(carried)
+    problem = Problem(step_fn, objective_fn, structure, changes, from_metaparams, layout)
+    return problem, layout.pack(carried), {"metaparams": metaparams, "constants": constants}
 
 
 def is_initializer(state: Any) -> bool:
@@ -129,7 +133,7 @@ def join(problem: Problem, carried: list[Any], constants: list[Any]) -> PyTree:
 
 
 def _advance(problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array) -> Leaves:
-    """One step, as a function of what changes."""
+    """One step, as a function of what changes, not packed."""
     # Under jit it is traced once, for the step and its VJP: what Python draws in it (it should not) is then the same.
     new = jax.jit(problem.step_fn)(join(problem, carried, fixed["constants"]), fixed["metaparams"], t)
     return [x for x, changed in zip(jax.tree.leaves(new), problem.changes, strict=True) if changed]
@@ -138,14 +142,14 @@ def _advance(problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array) -> 
 @partial(jax.jit, static_argnums=0)
 def step(problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array) -> tuple[Leaves, jax.Array]:
     """One step and the checksum of its result, compiled once for each problem and shapes."""
-    new = _advance(problem, carried, fixed, t)
+    new = problem.layout.pack(_advance(problem, problem.layout.unpack(carried), fixed, t))
     return new, checksum(new)
 
 
 @partial(jax.jit, static_argnums=0)
 def objective(problem: Problem, carried: Leaves, fixed: PyTree) -> tuple[Any, Any, Any, Any]:
     """The objective with its derivatives by the state (the adjoint A[T]) and by what is fixed (the direct term)."""
-    (state_in, state_rest), (fixed_in, fixed_rest) = split(carried), _split_fixed(problem, fixed)
+    (state_in, state_rest), (fixed_in, fixed_rest) = split(problem.layout.unpack(carried)), _split_fixed(problem, fixed)
 
     def function(state: PyTree, chosen: PyTree) -> tuple[jax.Array, PyTree]:
         merged = merge(chosen, fixed_rest)
@@ -176,7 +180,7 @@ def step_vjp(
     problem: Problem, carried: Leaves, fixed: PyTree, t: jax.Array, adjoint: PyTree, gradient: PyTree
 ) -> tuple[PyTree, PyTree]:
     """Pull the adjoint back through one step and add the step's share to the gradient."""
-    (state_in, state_rest), (fixed_in, fixed_rest) = split(carried), _split_fixed(problem, fixed)
+    (state_in, state_rest), (fixed_in, fixed_rest) = split(problem.layout.unpack(carried)), _split_fixed(problem, fixed)
 
     def function(state: PyTree, chosen: PyTree) -> PyTree:
         return split(_advance(problem, merge(state, state_rest), merge(chosen, fixed_rest), t))[0]

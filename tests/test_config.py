@@ -21,6 +21,7 @@ from metacanary import (
     audits,
     block_scores,
     gradient_max,
+    model_layers,
     models,
     objectives,
     optimization,
@@ -887,8 +888,8 @@ def test_schema_has_the_schedule_of_the_package():
 def test_schema_has_the_names_of_the_package():
     defs, keys = SCHEMA["$defs"], SCHEMA["properties"]
     for name in ("convnet", "resnet9"):
-        assert defs[name]["properties"]["pool"]["enum"] == sorted(models.POOLS)
-        assert defs[name]["properties"]["activation"]["enum"] == sorted(models.ACTIVATIONS)
+        assert defs[name]["properties"]["pool"]["enum"] == sorted(model_layers.POOLS)
+        assert defs[name]["properties"]["activation"]["enum"] == sorted(model_layers.ACTIVATIONS)
     assert tuple(defs["resnet9"]["properties"]["final_pool"]["enum"]) == models.FINAL_POOLS
     assert defs["model"]["properties"]["name"]["enum"] == models.names()
     assert defs["objective"]["properties"]["name"]["enum"] == sorted(objectives.OBJECTIVES)

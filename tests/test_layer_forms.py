@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_layer_gradients import ALONE, CHANNELS, check
 
-from metacanary import models
+from metacanary import model_layers
 from metacanary.layer_forms import Convolution, StandardisedConvolution
 
 
@@ -21,7 +21,7 @@ def test_convolution_norms_do_not_depend_on_how_they_are_made(name, ghost, monke
 
 def test_convolution_norms_are_by_gram_matrices_where_those_are_cheaper():
     """Multiplications, counted: pixels^2 (patch + features) against pixels patch features; all copies' pixels."""
-    layer = Convolution(models.Conv3x3(8))
+    layer = Convolution(model_layers.Conv3x3(8))
     for size, copies, channels, features in [(32, 1, 3, 16), (4, 1, 256, 512), (4, 16, 256, 512), (8, 1, 16, 144)]:
         x, d = (2, copies, size, size, channels), (2, copies, size, size, features)
         pixels = copies * size * size
@@ -29,7 +29,7 @@ def test_convolution_norms_are_by_gram_matrices_where_those_are_cheaper():
         assert layer.is_ghost_cheaper(x, d) == (gram < outer)
     cheap = (2, 1, 4, 4, 256), (2, 1, 4, 4, 512)
     assert layer.is_ghost_cheaper(*cheap)
-    assert not StandardisedConvolution(models.WeightStandardisedConv(8)).is_ghost_cheaper(*cheap)
+    assert not StandardisedConvolution(model_layers.WeightStandardisedConv(8)).is_ghost_cheaper(*cheap)
 
 
 def standardised(kernel_scale, along):
@@ -42,7 +42,7 @@ def standardised(kernel_scale, along):
     direction = {"mean": np.ones(kernel.shape), "filter": unit, "none": np.zeros(kernel.shape)}[along]
     raw = {"kernel": 300 * direction + rng.normal(size=kernel.shape), "bias": rng.normal(size=4)}
     single = jax.tree.map(lambda x: np.asarray(x, np.float32), (params, raw))
-    return StandardisedConvolution(models.WeightStandardisedConv(4)), *single
+    return StandardisedConvolution(model_layers.WeightStandardisedConv(4)), *single
 
 
 @pytest.mark.parametrize("along", ["mean", "filter", "none"])
@@ -55,12 +55,12 @@ def test_standardised_convolution_norm_loses_nothing_to_cancellation(kernel_scal
     """
     layer, params, raw = standardised(kernel_scale, along)
     norms = np.linalg.norm(params["kernel"].reshape(-1, 4), axis=0)
-    assert (norms**2 < models.LEAST_SQUARE).all() == (kernel_scale == 1e-5)
+    assert (norms**2 < model_layers.LEAST_SQUARE).all() == (kernel_scale == 1e-5)
     as_raw = raw | {"kernel": raw["kernel"].reshape(-1, 4).T}
     found = float(layer.squared_norm(*jax.tree.map(jnp.asarray, (params, as_raw))))
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, raw))
-        _, pull = jax.vjp(models.standardise, exact[0]["kernel"], exact[0]["gain"])
+        _, pull = jax.vjp(model_layers.standardise, exact[0]["kernel"], exact[0]["gain"])
         by_kernel, by_gain = pull(exact[1]["kernel"])
         expected = sum(float(jnp.sum(jnp.square(g))) for g in (by_kernel, by_gain, exact[1]["bias"]))
         kept = float(jnp.sum(jnp.square(by_kernel)))

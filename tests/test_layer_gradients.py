@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from metacanary import layer_forms, models
+from metacanary import layer_forms, model_layers, models
 from metacanary.layer_gradients import layers, take_apart
 
 BATCH, CHANNELS = 5, 4
@@ -31,15 +31,15 @@ ALONE = {
     "dense": Alone(lambda: nn.Dense(6), on_vectors=True),
     "dense without bias": Alone(lambda: nn.Dense(6, use_bias=False), on_vectors=True),
     "dense on pixels": Alone(lambda: nn.Dense(6)),
-    "convolution": Alone(lambda: models.Conv3x3(6)),
-    "convolution without bias": Alone(lambda: models.Conv3x3(6, use_bias=False)),
-    "convolution of lax": Alone(lambda: models.Conv3x3(6, as_matmul=False)),
-    "convolution of lax without bias": Alone(lambda: models.Conv3x3(6, use_bias=False, as_matmul=False)),
-    "standardised": Alone(lambda: models.WeightStandardisedConv(6)),
-    "standardised, stride 2": Alone(lambda: models.WeightStandardisedConv(6, stride=2)),
-    "standardised 1x1": Alone(lambda: models.WeightStandardisedConv(6, kernel_size=1)),
-    "standardised 1x1, stride 2": Alone(lambda: models.WeightStandardisedConv(6, kernel_size=1, stride=2)),
-    "group norm": Alone(lambda: models.GroupNorm(2)),
+    "convolution": Alone(lambda: model_layers.Conv3x3(6)),
+    "convolution without bias": Alone(lambda: model_layers.Conv3x3(6, use_bias=False)),
+    "convolution of lax": Alone(lambda: model_layers.Conv3x3(6, as_matmul=False)),
+    "convolution of lax without bias": Alone(lambda: model_layers.Conv3x3(6, use_bias=False, as_matmul=False)),
+    "standardised": Alone(lambda: model_layers.WeightStandardisedConv(6)),
+    "standardised, stride 2": Alone(lambda: model_layers.WeightStandardisedConv(6, stride=2)),
+    "standardised 1x1": Alone(lambda: model_layers.WeightStandardisedConv(6, kernel_size=1)),
+    "standardised 1x1, stride 2": Alone(lambda: model_layers.WeightStandardisedConv(6, kernel_size=1, stride=2)),
+    "group norm": Alone(lambda: model_layers.GroupNorm(2)),
     "flax's convolution": Alone(lambda: nn.Conv(6, (5, 3))),
     "flax's layer norm": Alone(lambda: nn.LayerNorm()),
 }

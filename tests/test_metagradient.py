@@ -19,7 +19,7 @@ from metacanary.metagradient import LOOK_EVERY, NotDeterministicError, measure, 
 from metacanary.objectives import SmoothAUROC
 from metacanary.recipes import SGD, Schedule
 from metacanary.replay_schedule import plan, work
-from metacanary.replay_storage import Disk, Host
+from metacanary.replay_storage import Device, Disk, Host
 
 NUM_STEPS = 12
 INCLUDED = np.array([1, 0, 1, 1, 0, 0], bool)
@@ -690,3 +690,28 @@ def test_guide_counts_states_and_steps_as_they_are():
             sqrt = {"ceil(sqrt(T))": math.isqrt(num_steps - 1) + 1, "T or more": num_steps}
             found = work(num_steps, sqrt.get(name) or int(name))
             assert cell == f"{found.states_held} states, {found.step_calls / num_steps:.2f} trainings"
+
+
+class Watched(Device):
+    """Storage on the device that notes whether each state that it is given has been computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.ready = []
+
+    def hold(self, t, state):
+        self.ready.append(all(x.is_ready() for x in state))
+        super().hold(t, state)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="GPUs share the temporaries of calls that follow each other")
+def test_replay_computes_one_call_at_a_time_on_a_cpu():
+    """Guarantee: no two calls have their temporaries at once. A step takes milliseconds, a call to it far less."""
+
+    def step(state, z, t):
+        return jax.lax.fori_loop(0, 200, lambda i, s: jnp.tanh(s @ s) * z, state)
+
+    storage = Watched()
+    replay(step, lambda s, z: (s.sum(), ()), jnp.eye(128), 0.5, 6, branching=6, storage=storage)
+    assert len(storage.ready) == 6
+    assert all(storage.ready)

@@ -1,13 +1,13 @@
 """Networks: shapes, sizes, both forms of convolution, and no example that touches another's output."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metacanary import models
-from metacanary.models import average_pool, build, convolve, init, max_pool, normalise
+from metacanary import model_layers, models
+from metacanary.model_layers import normalise
+from metacanary.models import build, init
 
 SMALL = {
     "convnet": build("convnet", num_classes=5, widths=(4, 6)),
@@ -131,77 +131,12 @@ def test_logit_scale_scales_logits(model):
     assert np.allclose(forward(scaled, params, images), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 5, 1), (3, 4, 6, 3)])
-def test_convolve_as_matmul_equals_lax(shape):
-    """Values and, of a scalar, both derivatives to 1e-5."""
-    rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in (shape, (3, 3, shape[-1], 4)))
-
-    def scalar(x, kernel, as_matmul):
-        y = convolve(x, kernel, as_matmul=as_matmul)
-        return jnp.sum(jnp.sin(y)), y
-
-    derivative = jax.jit(jax.value_and_grad(scalar, (0, 1), has_aux=True), static_argnums=2)
-    ours, theirs = (jax.tree.leaves(derivative(x, kernel, as_matmul)) for as_matmul in (True, False))
-    assert len(ours) == 4
-    for a, b in zip(ours, theirs, strict=True):
-        assert np.allclose(a, b, rtol=1e-5, atol=1e-5)
-
-
-def test_convolve_has_its_definition():
-    """y[i, j] = sum of kernel[a, b] x[i + a - 1, j + b - 1], zero outside; a correlation, not flipped."""
-    x = jnp.zeros((1, 3, 3, 1)).at[0, 1, 1, 0].set(1.0)
-    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1)
-    for as_matmul in (True, False):
-        assert convolve(x, kernel, as_matmul=as_matmul)[0, ..., 0].tolist() == [[8, 7, 6], [5, 4, 3], [2, 1, 0]]
-
-
 def test_as_matmul_does_not_change_a_model():
     """The same parameters serve both forms: what was trained on a CPU can be scored on a GPU."""
     model = SMALL["convnet"]
     params, images = drawn(model), pictures()
     other = forward(model.clone(as_matmul=False), params, images)
     assert np.allclose(forward(model, params, images), other, rtol=1e-5, atol=1e-5)
-
-
-def test_average_pool_drops_the_odd_row_and_column():
-    x = np.random.default_rng(0).random((2, 5, 7, 3)).astype(np.float32)
-    expected = [[x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].mean(axis=(1, 2)) for j in range(3)] for i in range(2)]
-    assert np.allclose(average_pool(jnp.asarray(x)), np.array(expected).transpose(2, 0, 1, 3), rtol=1e-6)
-
-
-def test_average_pool_refuses_to_average_nothing():
-    """A 1x1 map would become an empty one, and logits a constant or not a number."""
-    with pytest.raises(ValueError, match="image size: got a 1x2 feature map"):
-        average_pool(jnp.ones((1, 1, 2, 3)))
-    with pytest.raises(ValueError, match="image size: got a 1x1 feature map"):
-        init(build("convnet", num_classes=2, widths=[4, 4, 4]), jax.random.key(0), (4, 4, 1))
-
-
-def test_max_pool_takes_the_largest_and_drops_the_odd_row_and_column():
-    x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
-    expected = [[x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2)) for j in range(3)] for i in range(2)]
-    assert np.array_equal(max_pool(jnp.asarray(x)), np.array(expected).transpose(2, 0, 1, 3))
-    with pytest.raises(ValueError, match="image size: got a 1x2 feature map"):
-        max_pool(jnp.ones((1, 1, 2, 3)))
-
-
-def test_max_pool_has_the_derivatives_of_reduce_window():
-    """The gradient, and the VJP of the gradient that a metagradient needs, to 1e-6; equal values share it evenly."""
-    rng = np.random.default_rng(0)
-    x, direction = (jnp.asarray(rng.normal(size=(2, 4, 6, 3)), jnp.float32) for _ in range(2))
-
-    def window(x):
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-
-    def derivatives(pool):
-        gradient = jax.grad(lambda y: jnp.sum(jnp.sin(3 * pool(y))))
-        value, pull_back = jax.vjp(gradient, x)
-        return value, *pull_back(direction)
-
-    for ours, theirs in zip(jax.jit(derivatives, static_argnums=0)(max_pool), derivatives(window), strict=True):
-        assert np.allclose(ours, theirs, rtol=0, atol=1e-6)
-    assert np.array_equal(jax.grad(lambda y: max_pool(y).sum())(jnp.ones((1, 2, 2, 1))), np.full((1, 2, 2, 1), 0.25))
 
 
 def options_of(name):
@@ -245,19 +180,13 @@ def test_norm_after_activation_normalises_what_is_pooled():
 def normalised(model, params, images):
     """What the network pools, by image: the first argument of its pool."""
     seen = []
-    plain = models.POOLS[model.pool]
-    models.POOLS[model.pool] = lambda x: seen.append(np.asarray(x)) or plain(x)
+    plain = model_layers.POOLS[model.pool]
+    model_layers.POOLS[model.pool] = lambda x: seen.append(np.asarray(x)) or plain(x)
     try:
         models.apply(model, params, images)
     finally:
-        models.POOLS[model.pool] = plain
+        model_layers.POOLS[model.pool] = plain
     return seen[0]
-
-
-def test_normalise_is_by_channel():
-    x = jnp.array([0.2, 0.6]).reshape(1, 1, 1, 2)
-    assert normalise(x, (0.1, 0.2), (0.5, 0.25)).ravel().tolist() == pytest.approx([0.2, 1.6], rel=1e-6)
-    assert normalise(x, (0.1,), (0.5,)).ravel().tolist() == pytest.approx([0.2, 1.0], rel=1e-6)
 
 
 @EACH
@@ -269,7 +198,7 @@ def test_models_normalise_pixels_themselves(model):
 
 
 def test_weight_standardised_conv_ignores_shift_and_scale_of_its_kernel():
-    layer = models.WeightStandardisedConv(features=4, stride=2)
+    layer = model_layers.WeightStandardisedConv(features=4, stride=2)
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 6, 6, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 4)), jnp.float32)
@@ -317,29 +246,3 @@ def test_build_makes_hashable_models():
 def test_build_rejects(name, options, message):
     with pytest.raises(ValueError, match=message):
         build(name, num_classes=10, **options)
-
-
-@pytest.mark.parametrize(("groups", "channels"), [(1, 6), (2, 6), (6, 6)])
-def test_group_norm_equals_flax(groups, channels):
-    """Values, and both gradients, with the parameters of flax's; in float64."""
-    rng = np.random.default_rng(0)
-    with jax.enable_x64(True):
-        x, v = (jnp.asarray(rng.normal(2.0, 3.0, size=(4, 5, 3, channels))) for _ in range(2))
-        params = {name: jnp.asarray(rng.normal(size=channels)) for name in ("scale", "bias")}
-        ours, flax = (
-            lambda p, x, norm=norm: norm.apply({"params": p}, x) * v
-            for norm in (
-                models.GroupNorm(groups),
-                nn.GroupNorm(groups, use_fast_variance=False, param_dtype=jnp.float64),
-            )
-        )
-        np.testing.assert_allclose(ours(params, x), flax(params, x), rtol=1e-12, atol=1e-12)
-        for first in (0, 1):
-            found, expected = (jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), first)(params, x) for f in (ours, flax))
-            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
-
-
-def test_group_norm_refuses_groups_that_do_not_divide_the_channels():
-    with pytest.raises(ValueError, match="groups: got 4, expected a divisor of the 6 channels"):
-        models.GroupNorm(4).init(jax.random.key(0), jnp.zeros((1, 2, 2, 6)))

@@ -23,10 +23,12 @@ STATE = {"w": jnp.ones(2), "count": jnp.int32(0), "images": jnp.zeros((4, 2), jn
 
 def test_prepare_tells_constants_from_what_changes():
     problem, carried, fixed = replay_step.prepare(step, objective, STATE, jnp.float32(2))
-    assert [x.shape for x in carried] == [(), (2,)]  # count, w
+    assert [(x.shape, x.dtype) for x in carried] == [((3,), jnp.uint32)]  # together
+    changing = problem.layout.unpack(carried)
+    assert [x.shape for x in changing] == [(), (2,)]  # count, w
     assert [x.shape for x in fixed["constants"]] == [(4, 2), (3,)]  # images, target
-    assert jax.tree.structure(replay_step.join(problem, carried, fixed["constants"])) == jax.tree.structure(STATE)
-    new, _ = replay_step.step(problem, carried, fixed, jnp.int32(0))
+    assert jax.tree.structure(replay_step.join(problem, changing, fixed["constants"])) == jax.tree.structure(STATE)
+    new = problem.layout.unpack(replay_step.step(problem, carried, fixed, jnp.int32(0))[0])
     assert (int(new[0]), new[1].tolist()) == (1, [2.0, 2.0])
 
 
@@ -38,7 +40,7 @@ def test_prepare_counts_a_leaf_that_moves_to_another_place_as_changed():
         jnp.float32(1),
     )
     assert problem.changes == (True, True, False)
-    assert len(carried) == 2
+    assert len(problem.layout.unpack(carried)) == 2
 
 
 def test_prepare_gives_equal_problems_for_equal_arguments():
@@ -221,7 +223,7 @@ def test_prepare_sees_constants_through_inner_jits():
     for wrapped in (jax.jit(step), jax.checkpoint(step), jax.jit(inner), jax.jit(jax.checkpoint(inner))):
         problem, carried, _ = replay_step.prepare(wrapped, objective, STATE, jnp.float32(2))
         assert problem.changes == (True, False, False, True)  # count, images, target, w
-        assert len(carried) == 2
+        assert len(problem.layout.unpack(carried)) == 2
 
 
 def test_prepare_sees_a_swap_within_an_inner_jit():
