@@ -20,6 +20,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For the large private trainings on a machine with less memory than the GPU that their configs are written for."""
+    parser.addoption("--microbatch", type=int, help="examples at once in tests/test_full_size.py, not the config's")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Lets tests run a job's main block in a process in which JAX has begun to compute; a job's own has not."""
     config.addinivalue_line("filterwarnings", "ignore:JAX has begun to compute without:RuntimeWarning")
