@@ -117,7 +117,7 @@ class Problem:
 
     @property
     def has_own_convolutions(self) -> bool:
-        """Whether the network's convolutions are of a form of metacanary's (`models.Conv3x3`)."""
+        """Whether the network's convolutions are of a form of metacanary's (`model_layers.Conv3x3`)."""
         return getattr(self.model, "as_matmul", False)
 
     @property

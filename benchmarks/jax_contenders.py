@@ -65,6 +65,13 @@ def replay(problem: Problem, *, branching: Callable[[int], int], storage: str = 
     )
 
 
+def planned(problem: Problem, *, room: float) -> Contender:
+    """The same with what `replay_schedule.plan` chooses for so many times what is needed beside held states."""
+    costs = metagradient.measure(problem.step, problem.objective, problem.state, problem.pixels)
+    chosen = replay_schedule.plan(problem.num_steps, costs, {"device": int(room * costs.working_bytes)})
+    return replay(problem, branching=lambda steps: chosen.branching)
+
+
 def compiled(problem: Problem, *, loop: Loop, states_held: int, mixed: bool = False) -> Contender:
     """`jax.grad` through the whole training as one compiled loop. The data are closed over, not carried."""
     step_fn = problem.step if mixed else problem.reverse_step
@@ -147,6 +154,7 @@ def doubled_log(num_steps: int) -> int:
 CONTENDERS: dict[str, Callable[[Problem], Contender]] = {
     "metacanary_all": partial(replay, branching=lambda steps: steps),
     "metacanary_sqrt": partial(replay, branching=sqrt),
+    "metacanary_plan": partial(planned, room=1.25),
     "metacanary_tree8": partial(replay, branching=lambda steps: 8),
     "metacanary_tree2": partial(replay, branching=lambda steps: 2),
     "metacanary_sqrt_host": partial(replay, branching=sqrt, storage="host"),

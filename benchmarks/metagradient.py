@@ -35,7 +35,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "metagradient.csv"
 REFERENCE = "metacanary_all"
 """Whose gradient the others' are held against; it comes first."""
 OURS = (
-    *("metacanary_sqrt", "metacanary_tree8", "metacanary_tree2"),
+    *("metacanary_plan", "metacanary_sqrt", "metacanary_tree8", "metacanary_tree2"),
     *("metacanary_sqrt_host", "metacanary_sqrt_disk"),
 )
 JAX = ("jax_scan", "jax_scan_checkpoint", "jax_scan_nested", "jax_scan_nested_mixed")
@@ -60,7 +60,8 @@ COLUMNS = [
     *("memory_mib", "relative_error", "threads", "seed", "processor", "versions", "date"),
 ]
 """Of the CSV. relative_error: ||g - g_ref|| / ||g_ref|| with g_ref of `REFERENCE` at the same T. ratio: seconds of the
-metagradient over those of plain training in the same framework. memory_mib: peak above what was resident before."""
+metagradient over those of plain training in the same framework. memory_mib: peak above what was resident before.
+compile_seconds: of metacanary_plan without what was compiled to measure a step."""
 
 
 @dataclass(kw_only=True)
@@ -216,7 +217,7 @@ def merged(path: Path, row: dict[str, Any]) -> pd.DataFrame:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", default="digits", choices=("digits", "resnet9"))
+    parser.add_argument("--setting", default="digits", choices=("digits", "digits_lax", "resnet9"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--num-steps", type=int, nargs="+", default=NUM_STEPS)
     parser.add_argument("--contenders", nargs="+", choices=(REFERENCE, *OURS, *JAX, *PEERS, *OPTIONAL))

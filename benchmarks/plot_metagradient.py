@@ -26,7 +26,7 @@ LOOKS = {
     "bergson": ("#D55E00", ":"),
     "torch": ("#CC79A7", ":"),
 }
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,

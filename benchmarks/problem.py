@@ -26,7 +26,7 @@ PyTree = Any
 SEED = 1
 NUM_CANARIES = 100
 TEMPERATURE = 2.0
-SETTINGS = ("digits", "resnet9")
+SETTINGS = ("digits", "digits_lax", "resnet9")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,9 @@ def make(setting: str, num_steps: int, data_dir: Path) -> Problem:
     """Build the problem of a setting.
 
     Args:
-      setting: "digits", the demo's network and data; "resnet9", ResNet-9 on random images of CIFAR-10's shape, for
-        a GPU (what the images show does not change what a step costs).
+      setting: "digits", the demo's network and data; "digits_lax", the same with convolutions as Flax has them;
+        "resnet9", ResNet-9 on random images of CIFAR-10's shape, for a GPU (what the images show does not change what
+        a step costs).
       num_steps: T.
       data_dir: where `metacanary.data` keeps data sets.
 
@@ -84,7 +85,7 @@ def make(setting: str, num_steps: int, data_dir: Path) -> Problem:
       ValueError: unknown setting.
     """
     model, recipe = design(setting, num_steps)
-    pixels, labels = _digits(data_dir) if setting == "digits" else _random_images()
+    pixels, labels = _random_images() if setting == "resnet9" else _digits(data_dir)
     chosen = families.make("mislabeled", pixels, labels, num_canaries=NUM_CANARIES, num_classes=10, seed=SEED)
     pool = runs.Pool.make(pixels, labels, chosen.source_index, chosen.label)
     included = runs.coins(SEED, NUM_CANARIES, "independent")
@@ -95,8 +96,9 @@ def make(setting: str, num_steps: int, data_dir: Path) -> Problem:
 
 def design(setting: str, num_steps: int) -> tuple[nn.Module, SGD]:
     """The network and the training of a setting."""
-    if setting == "digits":
-        model = models.build("convnet", num_classes=10, widths=(8, 16), logit_scale=0.3)
+    if setting in ("digits", "digits_lax"):
+        as_matmul = setting == "digits"
+        model = models.build("convnet", num_classes=10, widths=(8, 16), logit_scale=0.3, as_matmul=as_matmul)
         return model, SGD(num_steps=num_steps, batch_size=100, learning_rate=0.3)
     if setting == "resnet9":
         model = models.build("resnet9", num_classes=10, width=1.0, logit_scale=0.04)
