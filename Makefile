@@ -95,10 +95,10 @@ test: setup  ## the tests that need neither a GPU nor many minutes
 test-all: setup  ## all tests that this machine can run
 	$(BIN)/python -m pytest -n $(CORES) -m "not full"
 
-# FULL=wrn16_4_eps8 for those whose name has it in it, MICROBATCH=8 for other microbatches than the configs'.
+# FULL=wrn16_4_eps8 for those whose name has it in it; MICROBATCH=8 and COPIES=1 for what a CPU has memory and time for.
 test-full: setup  ## two updates of each large private training as configured: minutes on a GPU, hours on a CPU
 	XLA_FLAGS=--xla_gpu_deterministic_ops=true $(BIN)/python -m pytest -s -m full -k "$(FULL)" \
-		$(if $(MICROBATCH),--microbatch $(MICROBATCH)) tests/test_full_size.py
+		$(if $(MICROBATCH),--microbatch $(MICROBATCH)) $(if $(COPIES),--copies $(COPIES)) tests/test_full_size.py
 
 # Everything that goes wrong on a cluster, on a real one on this machine; SLURM_TESTS="slurm and not slow" takes less long.
 SLURM_TESTS ?= slurm

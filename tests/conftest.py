@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     """For the large private trainings on a machine with less memory than the GPU that their configs are written for."""
     parser.addoption("--microbatch", type=int, help="examples at once in tests/test_full_size.py, not the config's")
+    parser.addoption("--copies", type=int, help="augmented copies of an example there, not the config's")
 
 
 def pytest_configure(config: pytest.Config) -> None:

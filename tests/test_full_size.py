@@ -2,7 +2,8 @@
 
 `make test-full` runs them all, on a GPU in minutes, on a CPU in hours: a WRN-16-4 takes half an hour per update of one
 core. `MICROBATCH=8` divides the memory: the batch's sum is taken of smaller parts, which changes it by rounding alone
-(test_steps). `make test` runs the small one alone, by which this file itself is tested.
+(test_steps). `COPIES=1` divides the time, and leaves the batch and the model. `make test` runs the small one alone, by
+which this file itself is tested.
 """
 
 import dataclasses
@@ -48,6 +49,9 @@ def test_two_updates_as_configured(tmp_path, path, name, request):
     dataset, chosen = _cost.pictures(settings), train_audit_models.recipe(settings)
     if microbatch := request.config.getoption("microbatch"):
         chosen = dataclasses.replace(chosen, microbatch=microbatch)
+    if copies := request.config.getoption("copies"):
+        augmentation = dataclasses.replace(chosen.augmentation, multiplicity=copies)
+        chosen = dataclasses.replace(chosen, augmentation=augmentation)
     model = _build.model(settings["model"], len(dataset.class_names))
     inserted = _family.canaries_of("random", settings | {"num_canaries": 2, "seed": 0}, dataset)
     checkpoint, params = tmp_path / "training.npz", []

@@ -319,7 +319,6 @@ QUICK = [  # what continuous integration has the time for
     (nothing, OPTIMIZE),
     (cancelled, OPTIMIZE),
     (preempted, TRAIN),
-    (preempted, OPTIMIZE),
     (node_lost, TRAIN),
     (controller_restarted, TRAIN),
     (interrupted, OPTIMIZE),
@@ -330,6 +329,7 @@ SLOW = [
     (hard_time_limit, TRAIN),
     (cancelled, TRAIN),
     (out_of_memory, TRAIN),
+    (preempted, OPTIMIZE),
     (node_lost, OPTIMIZE),
     (node_cut_off, OPTIMIZE),
     (node_cut_off, TRAIN),
@@ -352,13 +352,14 @@ def prepare(folder: Path, undisturbed: Workflow, fault: Fault, rule: str) -> Non
     for name in kept:
         shutil.copytree(undisturbed.folder / name, folder / name)
     if fault in LONGER:
+        # A minute at the rate of an undisturbed job, so that it cannot end within the limit, of which its start is part.
         (rate,) = re.findall(r" 100%.*, +([\d.]+)step/s", log_of(undisturbed, rule))
-        config, steps = yaml.safe_load(CONFIG.read_text(encoding="utf-8")), int(45 * float(rate))
+        config, steps = yaml.safe_load(CONFIG.read_text(encoding="utf-8")), int(60 * float(rate))
         training, kind = config["trainings"]["sgd"], config["canaries"]["kinds"]["metagradient"]
         if rule == TRAIN:
-            training["num_runs"] = training["block_size"] = 4 + steps // training["options"]["num_steps"]
+            training["num_runs"] = training["block_size"] = 1 + steps // training["options"]["num_steps"]
         else:
-            kind["num_metasteps"] += steps // kind["training"]["num_steps"]
+            kind["num_metasteps"] = 1 + steps // kind["training"]["num_steps"]
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
