@@ -51,6 +51,8 @@ TARGETS = {
 of each keeps to it at every T, which a test asserts; the others do not, which the tables say."""
 ALLOWANCE = 1.5
 """Ours was to be the fastest of all contenders that need at most so many times its peak memory."""
+SLACK = 1.05
+"""Peaks of resident memory that differ by less than this factor are taken for the same."""
 KEY = ["setting", "device", "contender", "num_steps"]
 COLUMNS = [
     *KEY,

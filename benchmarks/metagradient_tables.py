@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pandas as pd
 
@@ -78,51 +79,65 @@ def against_others(sweep: pd.DataFrame) -> pd.DataFrame:
     """For each of our schedules and each T, the fastest other contender within `ALLOWANCE` times its memory.
 
     Returns:
-      contender (ours), num_steps, other, ratio (our seconds over the other's), and faster_in_no_more: the others that
-      are faster than ours in no more memory; half_ours_faster, whether one of HALF_OURS is.
+      contender (ours), num_steps, other, and ratio (our seconds over the other's).
     """
-    done = on_cpu(sweep[sweep["status"] == "ok"])
     rows = []
-    for steps, part in done.groupby("num_steps"):
-        is_ours = part["contender"].isin(SCHEDULES)
-        is_half = part["contender"].isin(HALF_OURS)
-        others = part[~is_ours & ~is_half]
-        for _, ours in part[is_ours].iterrows():
-            memory, seconds = ours["memory_mib"], ours["metagradient_seconds"]
-            near = others[others["memory_mib"] <= metagradient.ALLOWANCE * memory]
-            fastest = near.loc[near["metagradient_seconds"].idxmin()]
-            all_beat = (part["memory_mib"] <= memory) & (part["metagradient_seconds"] < seconds)
-            beats = all_beat[others.index]
-            rows.append(
-                {
-                    "contender": ours["contender"],
-                    "num_steps": steps,
-                    "other": fastest["contender"],
-                    "ratio": seconds / fastest["metagradient_seconds"],
-                    "faster_in_no_more": [*others.loc[beats, "contender"]],
-                    "half_ours_faster": (all_beat & is_half).any(),
-                }
-            )
+    for steps, ours, others in _by_num_steps_and_side(sweep):
+        for _, own in ours.iterrows():
+            near = others[others["memory_mib"] <= metagradient.ALLOWANCE * own["memory_mib"]]
+            rows.append(_compared(own["contender"], steps, own, near))
     return pd.DataFrame(rows).sort_values("contender", key=lambda names: names.map(SCHEDULES.index), kind="stable")
 
 
+def within_memory(sweep: pd.DataFrame) -> pd.DataFrame:
+    """For each other contender and each T, the fastest of our schedules that needs no more memory, but for `SLACK`.
+
+    Returns:
+      contender (the other), num_steps, other (ours, None if all need more), and ratio (the other's seconds over ours).
+    """
+    rows = []
+    for steps, ours, others in _by_num_steps_and_side(sweep):
+        for _, other in others.iterrows():
+            near = ours[ours["memory_mib"] <= metagradient.SLACK * other["memory_mib"]]
+            rows.append(_compared(other["contender"], steps, other, near))
+    order = [*sweep["contender"].unique()]
+    return pd.DataFrame(rows).sort_values("contender", key=lambda names: names.map(order.index), kind="stable")
+
+
+def _by_num_steps_and_side(sweep: pd.DataFrame) -> Iterable[tuple[int, pd.DataFrame, pd.DataFrame]]:
+    """What was measured at each T of ours and of others; `HALF_OURS` are neither."""
+    done = on_cpu(sweep[sweep["status"] == "ok"])
+    for steps, part in done.groupby("num_steps"):
+        is_ours = part["contender"].isin(SCHEDULES)
+        yield steps, part[is_ours], part[~is_ours & ~part["contender"].isin(HALF_OURS)]
+
+
+def _compared(name: str, steps: int, row: pd.Series, near: pd.DataFrame) -> dict[str, Any]:
+    """A contender's seconds over those of the fastest of those near it."""
+    if near.empty:
+        return {"contender": name, "num_steps": steps, "other": None, "ratio": None}
+    fastest = near.loc[near["metagradient_seconds"].idxmin()]
+    ratio = row["metagradient_seconds"] / fastest["metagradient_seconds"]
+    return {"contender": name, "num_steps": steps, "other": fastest["contender"], "ratio": ratio}
+
+
 def where_fastest(sweep: pd.DataFrame) -> str:
-    """At which T ours is the fastest within `ALLOWANCE` times its memory, and at which it is beaten in no more."""
-    compared = against_others(sweep)
+    """At which T ours is the fastest within `ALLOWANCE` times its memory, and whom it beats within theirs."""
+    ours, others = against_others(sweep), within_memory(sweep)
 
-    def by_schedule(chosen: pd.Series) -> str:
+    def by_contender(compared: pd.DataFrame, chosen: pd.Series) -> str:
         steps = compared[chosen].groupby("contender", sort=False)["num_steps"].apply(listed)
-        return "; ".join(f"`{name}` at T = {numbers}" for name, numbers in steps.items())
+        return "; ".join(f"`{name}` at T = {numbers}" for name, numbers in steps.items()) or "none"
 
-    won = by_schedule(compared["ratio"] < 1) or "none"
-    beaten = by_schedule(compared["faster_in_no_more"].map(len) > 0) or "none"
-    by_half = by_schedule(compared["half_ours_faster"]) or "none"
-    winners = sorted({other for others in compared["faster_in_no_more"] for other in others})
-    mixed, named = (", ".join(f"`{name}`" for name in names) or "none" for names in (HALF_OURS, winners))
+    mixed = ", ".join(f"`{name}`" for name in HALF_OURS)
+    slower = ~(others["ratio"] > 1)
+    beaten = [f"`{name}`" for name in others["contender"].unique() if name not in {*others.loc[slower, "contender"]}]
     return (
         f"Aimed at: ours the fastest of all contenders that need at most {metagradient.ALLOWANCE:g} times its memory, "
-        f"other than {mixed}, which runs metacanary's step. That holds of {won}, and of no other schedule at any T. In "
-        f"no more memory than ours, one of {named} is faster than {beaten}; {mixed} than {by_half}. {spread(sweep)}"
+        f"other than {mixed}, which runs metacanary's step. That holds of {by_contender(ours, ours['ratio'] < 1)}, and "
+        f"of no other schedule at any T. The other way round: given the memory that another contender needs, one of "
+        f"our schedules is faster than {', '.join(beaten) or 'none'} at every T, and is not faster than "
+        f"{by_contender(others, slower)}. {spread(sweep)}"
     )
 
 
@@ -137,18 +152,28 @@ def spread(sweep: pd.DataFrame) -> str:
 
 
 def fastest(sweep: pd.DataFrame) -> str:
-    """The statement, and our seconds over the fastest other's for each schedule and T."""
-    compared = against_others(sweep)
-    stars = compared["faster_in_no_more"].map(lambda names: " *" if names else "")
-    cells = compared["ratio"].map("{:.2f} ".format) + compared["other"].map("`{}`".format) + stars
+    """The statement; our seconds over the fastest other's for each schedule and T, and others' over our fastest."""
+    allowance, slack = f"{metagradient.ALLOWANCE:g}", f"{metagradient.SLACK:g}"
+    parts = [
+        where_fastest(sweep),
+        f"Our seconds over those of the fastest other contender within {allowance} times our memory; below 1 ours is "
+        "the fastest:",
+        _wide(against_others(sweep)),
+        f"Another's seconds over those of the fastest of our schedules within {slack} times its memory; above 1 ours "
+        "is faster, and a dash stands where all of ours need more:",
+        _wide(within_memory(sweep)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _wide(compared: pd.DataFrame) -> str:
+    """A row for each contender and a column for each T, each ratio beside what was compared with."""
+    pairs = zip(compared["ratio"], compared["other"], strict=True)
+    cells = [f"{ratio:.2f} `{other}`" if other else "—" for ratio, other in pairs]
     wide = compared.assign(cell=cells).pivot(index="contender", columns="num_steps", values="cell")
     wide = wide.reindex(compared["contender"].unique()).fillna("not run")
     wide.columns = [f"T = {steps}" for steps in wide.columns]
-    what = (
-        f"Our seconds over those of the fastest other contender within {metagradient.ALLOWANCE:g} times our memory; "
-        "below 1 ours is the fastest. `*`: some other is faster in no more memory than ours."
-    )
-    return f"{where_fastest(sweep)}\n\n{what}\n\n{markdown(wide.reset_index())}"
+    return markdown(wide.reset_index())
 
 
 def with_flax(sweep: pd.DataFrame) -> str:

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from metacanary import store
 
 Leaves = list[jax.Array]
 """The part of a state that changes from step to step, as a list of arrays."""
+SMALL_BYTES = 2**18
+"""Of an array up to which `Device` holds a copy of NumPy's on a CPU."""
 _Written = tuple[Future[None], list[jax.ShapeDtypeStruct]]
 
 
@@ -39,24 +42,36 @@ class Storage(Protocol):
 
 
 class Device:
-    """Keeps states where they are."""
+    """Keeps states where they are; on a CPU small arrays as NumPy's, which take no more than their numbers."""
 
     name = "device"
 
     def __init__(self) -> None:
-        self._states: dict[int, Leaves] = {}
+        self._states: dict[int, list[jax.Array | np.ndarray]] = {}
 
     def hold(self, t: int, state: Leaves) -> None:
-        self._states[t] = state
+        self._states[t] = [np.array(x) if _is_small_on_cpu(x) else x for x in state]
 
     def copy(self, t: int) -> Leaves:
-        return self._states[t]
+        return [jnp.asarray(x) for x in self._states[t]]
 
     def take(self, t: int) -> Leaves:
-        return self._states.pop(t)
+        state = self.copy(t)
+        del self._states[t]
+        return state
 
     def clear(self) -> None:
         self._states.clear()
+
+
+def _is_small_on_cpu(x: jax.Array) -> bool:
+    """Whether an array of JAX's, kilobytes beside its numbers, had better be held as one of NumPy's.
+
+    Not one that is bound to a device, which it would forget; nor a large one, of which the copy would count.
+    """
+    on_cpu = all(device.platform == "cpu" for device in x.devices())
+    is_number = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    return on_cpu and is_number and not x.committed and x.nbytes <= SMALL_BYTES
 
 
 class _Away:

@@ -226,7 +226,7 @@ def test_against_others_compares_within_the_allowance():
         ("metacanary_all", 0.5, 40.0),
         ("jax_scan", 0.4, 61.0),  # more than 1.5 times anyone's
         ("jax_scan_checkpoint", 0.6, 30.0),
-        ("jax_scan_nested", 0.9, 20.0),
+        ("jax_scan_nested", 0.9, 19.0),  # less than any of ours, but for 5%
         ("jax_scan_nested_mixed", 0.1, 20.0),  # half ours
         ("torch_unrolled", None, None),
     ]
@@ -237,37 +237,41 @@ def test_against_others_compares_within_the_allowance():
     compared = metagradient_tables.against_others(sweep).set_index("contender")
     assert compared["other"].to_dict() == dict.fromkeys(("metacanary_all", "metacanary_sqrt"), "jax_scan_checkpoint")
     assert compared["ratio"].to_dict() == pytest.approx({"metacanary_all": 0.5 / 0.6, "metacanary_sqrt": 1 / 0.6})
-    assert compared["faster_in_no_more"].to_dict() == {"metacanary_all": [], "metacanary_sqrt": ["jax_scan_nested"]}
+    others = metagradient_tables.within_memory(sweep).set_index("contender")
+    given = {"jax_scan": "metacanary_all", "jax_scan_checkpoint": "metacanary_sqrt", "jax_scan_nested": None}
+    assert others["other"].to_dict() == given
+    assert others["ratio"].dropna().to_dict() == pytest.approx({"jax_scan": 0.4 / 0.5, "jax_scan_checkpoint": 0.6})
     text = metagradient_tables.fastest(sweep)
     assert "That holds of `metacanary_all` at T = 50, and of no other schedule at any T." in text
-    assert "one of `jax_scan_nested` is faster than `metacanary_sqrt` at T = 50;" in text
-    assert "`jax_scan_nested_mixed` than `metacanary_all` at T = 50; `metacanary_sqrt` at T = 50." in text
+    assert "is faster than none at every T, and is not faster than `jax_scan` at T = 50;" in text
     assert "| metacanary_all | 0.83 `jax_scan_checkpoint` |" in text
-    assert "| metacanary_sqrt | 1.67 `jax_scan_checkpoint` * |" in text
+    assert "| metacanary_sqrt | 1.67 `jax_scan_checkpoint` |" in text
+    assert "| jax_scan | 0.80 `metacanary_all` |" in text
+    assert "| jax_scan_nested | — |" in text
 
 
 def test_documents_say_where_ours_is_the_fastest():
     """Counted from the CSV anew, without `tables`."""
     sweep = pd.read_csv(metagradient.RESULTS)
     done = sweep[(sweep["status"] == "ok") & (sweep["setting"] == "digits") & (sweep["device"] == "cpu")]
+    done = done[done["contender"] != "jax_scan_nested_mixed"]  # with metacanary's step
     is_ours = done["contender"].str.startswith("metacanary_")
-    won, beaten = {}, {}
-    for _, ours in done[is_ours].sort_values("num_steps").iterrows():
-        is_half = done["contender"] == "jax_scan_nested_mixed"  # with metacanary's step
-        others = done[~is_ours & ~is_half & (done["num_steps"] == ours["num_steps"])]
-        faster = others[others["metagradient_seconds"] < ours["metagradient_seconds"]]
-        if not (faster["memory_mib"] <= 1.5 * ours["memory_mib"]).any():
-            won.setdefault(ours["contender"], []).append(str(ours["num_steps"]))
-        if (faster["memory_mib"] <= ours["memory_mib"]).any():
-            beaten.setdefault(ours["contender"], []).append(str(ours["num_steps"]))
+    won, slower = {}, {}
+    for _, row in done.sort_values("num_steps").iterrows():
+        same = done["num_steps"] == row["num_steps"]
+        own = row["contender"].startswith("metacanary_")
+        near = done[same & (is_ours != own) & (done["memory_mib"] <= (1.5 if own else 1.05) * row["memory_mib"])]
+        is_fastest = not (near["metagradient_seconds"] < row["metagradient_seconds"]).any()
+        if is_fastest:
+            (won if own else slower).setdefault(row["contender"], []).append(str(row["num_steps"]))
     assert {"metacanary_all", "metacanary_sqrt"} <= set(won)
     for path in (tables.README, tables.GUIDE):
         text = path.read_text(encoding="utf-8")
-        first, second = text[text.index("That holds of `metacanary_all`") :].split("In no more memory than ours", 1)
+        first, second = text[text.index("That holds of `metacanary_all`") :].split("The other way round", 1)
         for name, steps in won.items():
             assert f"`{name}` at T = {', '.join(steps)}" in first
-        for name, steps in beaten.items():
-            assert f"`{name}` at T = {', '.join(steps)}" in second
+        for name, steps in slower.items():
+            assert f"`{name}` at T = {', '.join(steps)}" in second.split("is not faster than")[1]
     # Of the README's reasons: what is needed beside the states, and up to which T a scan that holds all of them fits.
     memory = done.pivot(index="contender", columns="num_steps", values="memory_mib")
     assert memory.loc["metacanary_tree2", 50].round() == 13

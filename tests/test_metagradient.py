@@ -223,11 +223,15 @@ def test_replay_memory_and_work(num_steps, branching):
     def look(phase, t):
         nonlocal peak
         calls[phase].append(t)
-        peak = max(peak, sum(x.shape == (11, 13) for x in jax.live_arrays()))
+        put_away = [x for held in storage._states.values() for x in held if isinstance(x, np.ndarray)]
+        peak = max(peak, sum(x.shape == (11, 13) for x in [*jax.live_arrays(), *put_away]))
+
+    storage = Device()
 
     state = {"w": jnp.full((11, 13), 0.5), "images": jnp.zeros((50, 11, 13))}
     step = lambda s, z, t: {**s, "w": s["w"] * z + s["images"][t]}  # noqa: E731
-    replay(step, lambda s, z: (s["w"].sum(), ()), state, jnp.float32(0.9), num_steps, branching=branching, on_step=look)
+    args = (step, lambda s, z: (s["w"].sum(), ()), state, jnp.float32(0.9), num_steps)
+    replay(*args, branching=branching, storage=storage, on_step=look)
     expected = work(num_steps, branching)
     assert calls["backward"] == list(reversed(range(num_steps)))
     assert len(calls["forward"]) == expected.step_calls

@@ -67,6 +67,21 @@ def test_storage_works_on_what_a_step_computes(storage):
     assert np.array_equal(step(back), [4, 4, 4])
 
 
+def test_device_holds_small_arrays_of_a_cpu_without_what_jax_has_beside_them():
+    """But none that is large, a key, or bound to a device, where it must come back."""
+    bound = jax.device_put(jnp.ones(3), jax.devices("cpu")[0])
+    storage, state = Device(), [jnp.ones(3), jnp.ones(2**16 + 1), jax.random.key(0), bound]
+    storage.hold(0, state)
+    small, *others = storage._states[0]
+    assert isinstance(small, np.ndarray)
+    assert not np.shares_memory(small, np.asarray(state[0]))
+    assert all(held is x for held, x in zip(others, state[1:], strict=True))
+    back = storage.take(0)
+    assert isinstance(back[0], jax.Array)
+    assert not back[0].committed
+    assert back[3].committed
+
+
 def test_host_keeps_states_in_page_locked_memory():
     storage = Host()
     storage.hold(0, [jnp.ones(3)])

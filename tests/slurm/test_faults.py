@@ -352,7 +352,7 @@ def prepare(folder: Path, undisturbed: Workflow, fault: Fault, rule: str) -> Non
     for name in kept:
         shutil.copytree(undisturbed.folder / name, folder / name)
     if fault in LONGER:
-        # A minute at the rate of an undisturbed job, so that it cannot end within the limit, of which its start is part.
+        # A minute at the rate of an undisturbed job, which cannot end within the limit, of which its start is part.
         (rate,) = re.findall(r" 100%.*, +([\d.]+)step/s", log_of(undisturbed, rule))
         config, steps = yaml.safe_load(CONFIG.read_text(encoding="utf-8")), int(60 * float(rate))
         training, kind = config["trainings"]["sgd"], config["canaries"]["kinds"]["metagradient"]
