@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from benchmarks import metagradient
@@ -93,7 +94,7 @@ def within_memory(sweep: pd.DataFrame) -> pd.DataFrame:
     """For each other contender and each T, the fastest of our schedules that needs no more memory, but for `SLACK`.
 
     Returns:
-      contender (the other), num_steps, other (ours, None if all need more), and ratio (the other's seconds over ours).
+      contender (the other), num_steps, other (ours, empty if all need more), and ratio (the other's seconds over ours).
     """
     rows = []
     for steps, ours, others in _by_num_steps_and_side(sweep):
@@ -115,7 +116,7 @@ def _by_num_steps_and_side(sweep: pd.DataFrame) -> Iterable[tuple[int, pd.DataFr
 def _compared(name: str, steps: int, row: pd.Series, near: pd.DataFrame) -> dict[str, Any]:
     """A contender's seconds over those of the fastest of those near it."""
     if near.empty:
-        return {"contender": name, "num_steps": steps, "other": None, "ratio": None}
+        return {"contender": name, "num_steps": steps, "other": "", "ratio": np.nan}
     fastest = near.loc[near["metagradient_seconds"].idxmin()]
     ratio = row["metagradient_seconds"] / fastest["metagradient_seconds"]
     return {"contender": name, "num_steps": steps, "other": fastest["contender"], "ratio": ratio}
